@@ -1,0 +1,38 @@
+"""The settings of `cdc.toml`: read, checked whole and frozen before anything starts.
+
+Owns the file's names, defaults and bounds, the references to environment and secret files, and telling all
+problems of a file at once. It must not open a connection, import a callback, or show a secret.
+"""
+
+from __future__ import annotations
+
+from cdc.config.files import find, load
+from cdc.config.models import (
+    AfterRemoval,
+    Columns,
+    Config,
+    HandlerConfig,
+    HttpConfig,
+    LogConfig,
+    OnFailure,
+    SignalConfig,
+    SourceConfig,
+    StateConfig,
+    TagRule,
+)
+
+__all__ = [
+    "AfterRemoval",
+    "Columns",
+    "Config",
+    "HandlerConfig",
+    "HttpConfig",
+    "LogConfig",
+    "OnFailure",
+    "SignalConfig",
+    "SourceConfig",
+    "StateConfig",
+    "TagRule",
+    "find",
+    "load",
+]

@@ -1,0 +1,147 @@
+"""Every error of walsignal, and what may be done about each.
+
+Drawn as a tree::
+
+    CdcError                    a message, and a hint: what the operator does next
+    ├── ConfigError             the configuration is wrong: all its problems at once     (exit 2)
+    ├── StateError              the state file cannot be trusted or written
+    ├── StreamLost              the connection ended: reconnect and go on                (retried)
+    │   └── SlotBusy            the slot is still held by another walsender              (retried)
+    ├── StreamRefused           going on would lose or corrupt events: stop              (exit 1)
+    │   ├── SlotMissing         the slot that the checkpoint belongs to is gone
+    │   ├── SlotInvalidated     the server has thrown away WAL that we need
+    │   ├── SlotMismatch        the slot is of another plugin, database or history
+    │   ├── ServerUnfit         wal_level, plugin, role, encoding: the server says no
+    │   └── CheckpointMismatch  the checkpoint is of another cluster, or ahead of this one
+    ├── DecodeError             a message that cannot be decoded: stop, never skip       (exit 1)
+    └── CallbackError           facts about a callback
+        ├── TooManyCallbacks    `max_callbacks` is reached
+        ├── CallbackTimeout     one attempt took longer than its timeout
+        └── ManagerClosed       the manager has been shut down
+
+Only :func:`is_retryable` decides whether the service tries again. No message holds a row value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = [
+    "CallbackError",
+    "CallbackTimeout",
+    "CdcError",
+    "CheckpointMismatch",
+    "ConfigError",
+    "DecodeError",
+    "ManagerClosed",
+    "ServerUnfit",
+    "SlotBusy",
+    "SlotInvalidated",
+    "SlotMismatch",
+    "SlotMissing",
+    "StateError",
+    "StreamLost",
+    "StreamRefused",
+    "TooManyCallbacks",
+    "is_retryable",
+]
+
+
+class CdcError(Exception):
+    """What went wrong in one line, and in `hint` what to do about it (may be empty)."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} | {self.hint}" if self.hint else self.message
+
+
+class ConfigError(CdcError):
+    """The configuration cannot be used; `problems` holds every reason, one line each."""
+
+    def __init__(self, message: str, *, problems: Sequence[str] = (), hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.problems = tuple(problems)
+
+
+class StateError(CdcError):
+    """The durable state is torn, foreign, newer, unreadable or not writable."""
+
+
+class StreamLost(CdcError):
+    """The replication connection ended; nothing is lost, the service connects again.
+
+    `reason` is a short fixed word, the label of `cdc_reconnects_total`.
+    """
+
+    def __init__(self, message: str, *, reason: str = "connection_lost", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
+
+
+class SlotBusy(StreamLost):
+    """Another walsender holds the slot (SQLSTATE 55006): often our own, not yet timed out."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message, reason="slot_busy", hint=hint)
+
+
+class StreamRefused(CdcError):
+    """The stream must not start or go on as things are; an operator decides."""
+
+
+class SlotMissing(StreamRefused):
+    """The slot does not exist."""
+
+
+class SlotInvalidated(StreamRefused):
+    """The server has invalidated the slot: WAL that we still need is gone."""
+
+
+class SlotMismatch(StreamRefused):
+    """The slot is there, but is not the one the checkpoint or the configuration speaks of."""
+
+
+class ServerUnfit(StreamRefused):
+    """The server or the role lacks something that logical decoding needs."""
+
+
+class CheckpointMismatch(StreamRefused):
+    """The checkpoint belongs to another cluster, or lies beyond this server's WAL."""
+
+
+class DecodeError(CdcError):
+    """A message from the plugin that cannot be decoded; `excerpt` shows its structure, no row values."""
+
+    def __init__(self, message: str, *, lsn: int, excerpt: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.lsn = lsn
+        self.excerpt = excerpt
+
+
+class CallbackError(CdcError):
+    """Something about one callback; `callback` is its name."""
+
+    def __init__(self, message: str, *, callback: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.callback = callback
+
+
+class TooManyCallbacks(CallbackError):
+    """`max_callbacks` callbacks are registered already."""
+
+
+class CallbackTimeout(CallbackError):
+    """One attempt of a callback took longer than its timeout; the attempt was given up."""
+
+
+class ManagerClosed(CallbackError):
+    """The manager was shut down and takes no more events or callbacks."""
+
+
+def is_retryable(error: BaseException) -> bool:
+    """Whether the service may try the stream again after `error`: the one place that decides it."""
+    return isinstance(error, StreamLost)

@@ -1,0 +1,64 @@
+"""What a decoder says, whichever plugin spoke: begin, change, commit, message.
+
+A transaction arrives as Begin, any number of Change and Message, Commit. Positions are plain
+integers here (the hot path); :class:`cdc.lsn.Lsn` prints them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from cdc.events import EventType, Row
+
+__all__ = ["Begin", "Change", "Commit", "Decoded", "Decoder", "Message"]
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """A transaction begins: `commit_lsn` is the end LSN of its commit, known beforehand."""
+
+    commit_lsn: int
+    xid: int
+    timestamp: str
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The transaction that began last is complete."""
+
+    commit_lsn: int
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A logical decoding message (`pg_logical_emit_message`) with a prefix that was asked for."""
+
+    transactional: bool
+    prefix: str
+    content: str
+
+
+class Change(Row, Protocol):
+    """One row change. `watched`: the row may hold one of the columns the decoder was told to watch."""
+
+    event_type: EventType
+    schema: str
+    table: str
+    watched: bool
+
+    def deleted_softly(self, columns: frozenset[str]) -> bool:
+        """Whether this update turns one of `columns` to deleted (boolean false, timestamp not null)."""
+
+    def text_list(self, column: str) -> tuple[str, ...]:
+        """The value of a text[] column of the new row (the old one of a delete), empty when absent."""
+
+
+Decoded = Begin | Change | Commit | Message
+
+
+class Decoder(Protocol):
+    """Plugin output → messages, without I/O."""
+
+    def decode(self, payload: bytes | memoryview) -> Decoded:
+        """One message; DecodeError when it cannot be understood."""

@@ -1,0 +1,314 @@
+"""The service: one slot, one state, one pool of callbacks, from start to a clean stop.
+
+Connects, resumes where the checkpoint says, reconnects when the stream is lost, stops when going on
+would lose events, and drains before it ends. What the parts do is theirs; here is who lives how long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Coroutine
+from datetime import UTC, datetime
+from enum import Enum
+from time import monotonic
+from typing import Any
+
+import structlog
+
+from cdc.callbacks import CallbackState
+from cdc.checkpoints import Checkpointer, StateThread
+from cdc.config import Config
+from cdc.errors import CdcError, ConfigError, DecodeError, is_retryable
+from cdc.events import Position
+from cdc.loading import load_callback
+from cdc.lsn import Lsn
+from cdc.monitor import Monitor
+from cdc.patterns import TablePatterns
+from cdc.progress import Ledger
+from cdc.pump import Pump
+from cdc.replication import ReplicationStream
+from cdc.resume import ResumePoint
+from cdc.session import Session
+from cdc.signals import SignalManager
+from cdc.state import CallbackState as RecordedState
+from cdc.state import Checkpoint, Gap, StateStore, open_state
+from cdc.transactions import Assembler, CommitMark, Selection, TagRule
+
+__all__ = ["Phase", "Service"]
+
+log = structlog.get_logger("cdc.service")
+
+BACKOFF_SECONDS = (0.1, 5.0)
+"""First and longest wait between attempts to connect: a restarted server is back within seconds, and one
+attempt in five seconds is no load on one that is not."""
+HEARTBEAT_SECONDS = 0.25
+BLOCKED_SECONDS = 0.1
+"""A heartbeat that comes this much too late tells of a callback that blocked the event loop."""
+
+
+class Phase(Enum):
+    """Where the service is in its life."""
+
+    STARTING = "starting"
+    STREAMING = "streaming"
+    RECONNECTING = "reconnecting"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+
+
+class Service:
+    """Runs one configuration; `run` ends after `stop`, or with the error that nobody but an operator mends."""
+
+    def __init__(self, config: Config, *, accept_gap: bool = False) -> None:
+        self.config = config
+        self.manager = SignalManager(config.signal)
+        self.monitor = Monitor(config.source.dsn, config.source.slot)
+        self.phase = Phase.STARTING
+        self.started = monotonic()
+        self.reconnects: Counter[str] = Counter()
+        self.loop_blocked_seconds = 0.0
+        self.last_error = ""
+        self.session: Session | None = None
+        self.stream: ReplicationStream | None = None
+        self.assembler: Assembler | None = None
+        self.ledger: Ledger | None = None
+        self.pump: Pump | None = None
+        self.checkpointer: Checkpointer | None = None
+        self.missing_identity: Counter[str] = Counter()
+        self._last_message: float | None = None
+        self._received_bytes = 0  # over the streams that have ended
+        self._accept_gap = accept_gap
+        self._stopping = asyncio.Event()
+        self._state = StateThread()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._selection = _selection(config)
+        self._failed: asyncio.Future[None] | None = None
+
+    @property
+    def received_bytes(self) -> int:
+        """Bytes of the stream's messages, over all connections."""
+        return self._received_bytes + (self.stream.received_bytes if self.stream is not None else 0)
+
+    @property
+    def last_message(self) -> float | None:
+        """When the wire last brought something, monotonic seconds; None before the first connection."""
+        return self.stream.last_message if self.stream is not None else self._last_message
+
+    def stop(self) -> None:
+        """Ask for a clean stop: drain, checkpoint, last status update."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Until `stop`, or until a CdcError that ends the service; what was settled is saved in either case."""
+        if not self.config.handlers:
+            raise ConfigError(
+                "the configuration has no handlers",
+                hint='add a [[handlers]] section, e.g. callback = "console"',
+            )
+        self._failed = asyncio.get_running_loop().create_future()
+        store: StateStore = await self._state.run(open_state, self.config.state.url, owner=True)
+        try:
+            checkpoint = await self._state.run(store.load)
+            await self._register(store, checkpoint)
+            await self.manager.open()
+            self._start("heartbeat", self._heartbeat())
+            self._start("monitor", self.monitor.run())
+            self._start("stream", self._stream_for_ever(store, checkpoint))
+            await self._until_over()
+        finally:
+            try:
+                await self._drain()
+            finally:
+                self.phase = Phase.STOPPED
+                await self._state.run(store.close)
+                self._state.close()
+
+    async def _until_over(self) -> None:
+        """Wait for `stop`, or for a side task that ended: each of them is meant to run as long as we do."""
+        stopping = asyncio.create_task(self._stopping.wait(), name="cdc-stopping")
+        assert self._failed is not None  # noqa: S101 - set by `run`, for the type checker
+        watched: list[asyncio.Future[Any]] = [stopping, self._failed]
+        try:
+            await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+        if self._failed.done():
+            self._failed.result()
+
+    def _start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=f"cdc-{name}")
+        task.add_done_callback(self._task_ended)
+        self._tasks.append(task)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or self._failed is None or self._failed.done():
+            return
+        if (error := task.exception()) is not None:
+            self._failed.set_exception(error)
+
+    async def _register(self, store: StateStore, checkpoint: Checkpoint | None) -> None:
+        """Register the handlers of the configuration, each where it had come to."""
+        records = {record.name: record for record in await self._state.run(store.callbacks)}
+        for handler in self.config.handlers:
+            record = records.get(handler.name)
+            settled = record.settled if record is not None else None
+            if checkpoint is not None and record is None:
+                log.info("handler_new", callback=handler.name, start=str(checkpoint.flushed_lsn))
+            handle = self.manager.add_callback(
+                load_callback(handler, self.config.folder, self.config.python_path),
+                name=handler.name,
+                tables=handler.tables,
+                event_types=handler.event_types,
+                tags=handler.tags,
+                exclude_columns=handler.columns.exclude,
+                mask_columns=handler.columns.mask,
+                concurrency=handler.concurrency,
+                timeout_seconds=handler.timeout_seconds,
+                configured=True,
+                settled=settled,
+            )
+            registration = self.manager.registry.get(handle.id)
+            if record is not None and record.state is RecordedState.REMOVED and registration is not None:
+                registration.state = CallbackState.REMOVED
+                log.error("handler_stays_removed", callback=handler.name, since=str(record.removed_at))
+
+    async def _stream_for_ever(self, store: StateStore, checkpoint: Checkpoint | None) -> None:
+        """Connect, stream, and again; ends by `stop`, or with an error that is not worth another attempt."""
+        wait, longest = BACKOFF_SECONDS
+        while not self._stopping.is_set():
+            began = monotonic()
+            try:
+                await self._stream_once(store, checkpoint)
+            except CdcError as error:
+                if isinstance(error, DecodeError):
+                    log.error("undecodable_message", lsn=str(Lsn(error.lsn)), structure=error.excerpt)  # noqa: TRY400
+                if not is_retryable(error):
+                    raise
+                reason = getattr(error, "reason", "connection_lost")
+                self.reconnects[reason] += 1
+                if self.last_error != str(error):
+                    log.warning("stream_lost", reason=reason, error=str(error))
+                self.last_error = str(error)
+                if monotonic() - began > longest:
+                    wait = BACKOFF_SECONDS[0]
+                await asyncio.sleep(wait * random.uniform(0.5, 1.0))
+                wait = min(wait * 2, longest)
+
+    async def _stream_once(self, store: StateStore, checkpoint: Checkpoint | None) -> None:
+        """One connection, from its beginning to its end."""
+        saved = self.checkpointer.saved if self.checkpointer is not None else None
+        session = self.session = await Session.open(
+            self.config.source,
+            self._selection,
+            saved or checkpoint,
+            received=self.assembler.commit_lsn if self.assembler is not None else 0,
+            accept_gap=self._accept_gap,
+            missing_identity=self.missing_identity,
+        )
+        stream = session.stream
+        try:
+            if self.checkpointer is None:
+                await self._begin(store, checkpoint, session)
+            assert self.checkpointer is not None  # noqa: S101 - made by `_begin`
+            assert self.pump is not None  # noqa: S101
+            self.stream = self.checkpointer.stream = stream
+            self.monitor.catalog = session.catalog
+            self.monitor.look_soon()
+            self.phase, self.last_error = Phase.STREAMING, ""
+            self._accept_gap = False
+            log.info("streaming", slot=self.config.source.slot, start=str(session.resume.lsn))
+            await self.pump.run(stream, session.decoder)
+        except BaseException:
+            self._received_bytes += stream.received_bytes
+            self._last_message = stream.last_message
+            self.stream = None
+            if self.checkpointer is not None:
+                self.checkpointer.stream = None
+            if self.phase is Phase.STREAMING:
+                self.phase = Phase.RECONNECTING
+            await stream.close()
+            raise
+
+    async def _begin(self, store: StateStore, checkpoint: Checkpoint | None, session: Session) -> None:
+        """The first connection says where we are: make what counts from there."""
+        resume = session.resume
+        if resume.note:
+            log.info("resume", note=resume.note, lsn=str(resume.lsn))
+        self.assembler = Assembler(self._selection, flushed=resume.lsn, last_event_id=resume.last_event_id)
+        self.ledger = Ledger(CommitMark(resume.lsn, resume.last_event_id))
+        self.pump = Pump(self.assembler, self.ledger, self.manager)
+        self.checkpointer = Checkpointer(
+            store,
+            self._state,
+            session.source,
+            self.ledger,
+            self.assembler,
+            self.manager,
+            self.pump,
+            self.config.state.checkpoint_interval_seconds,
+        )
+        for record in await self._state.run(store.callbacks):
+            if record.state is RecordedState.REMOVED and record.removed_at is not None:
+                self.checkpointer.keep_removed(record.name, record.removed_at)
+        self._check_positions(checkpoint, session)
+        if resume.gap_from is not None:
+            self.checkpointer.note_gap(_accepted_gap(resume))
+        self.manager.on_removed = self.checkpointer.note_removed
+        self.pump.on_reply_requested = self.checkpointer.request
+        await self.checkpointer.save()
+        self._start("checkpoints", self.checkpointer.run())
+
+    def _check_positions(self, checkpoint: Checkpoint | None, session: Session) -> None:
+        """Positions inside a transaction count what the server sends: another selection, other ordinals."""
+        if checkpoint is None or checkpoint.source.selection == session.source.selection:
+            return
+        log.warning("selection_changed", note="transactions after the checkpoint are delivered again, whole")
+        for registration in self.manager.registry:
+            registration.settled = None
+
+    async def _heartbeat(self) -> None:
+        while True:
+            began = monotonic()
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+            late = monotonic() - began - HEARTBEAT_SECONDS
+            if late > BLOCKED_SECONDS:
+                self.loop_blocked_seconds += late
+
+    async def _drain(self) -> None:
+        """Stop reading, let the callbacks finish what is queued, save, report, close."""
+        self.phase = Phase.DRAINING
+        self._stopping.set()  # whatever it was that ended us: no new connection
+        if self.pump is not None:
+            self.pump.stop()
+        drained = await self.manager.shutdown()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self.monitor.close()
+        try:
+            if self.checkpointer is not None:
+                await self.checkpointer.save()
+        finally:
+            if self.stream is not None:
+                await self.stream.close()
+        log.info("stopped", drained=drained, queued=self.manager.pool.queued_events)
+
+
+def _selection(config: Config) -> Selection:
+    source = config.source
+    return Selection(
+        tables=TablePatterns(source.tables, source.exclude_tables),
+        tag_prefix=source.tag_message_prefix,
+        tags_column=source.tags_column,
+        soft_delete_columns=frozenset(source.soft_delete_columns),
+        tag_rules=[TagRule(TablePatterns(rule.tables), rule.event_types, rule.tags) for rule in config.tag_rules],
+    )
+
+
+def _accepted_gap(resume: ResumePoint) -> Gap:
+    now = datetime.now(UTC)
+    first = Position(resume.gap_from or Lsn(0), 0)
+    return Gap("", first, Position(resume.lsn, 0), 0, "accepted", now, now)

@@ -1,0 +1,204 @@
+"""One connection to the source: checked, resumed and streaming, with a catalog and a decoder that fit it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+import psycopg
+import structlog
+from psycopg.errors import Diagnostic
+
+from cdc.catalog import Catalog
+from cdc.config import SourceConfig
+from cdc.errors import ServerUnfit, StreamLost
+from cdc.messages import Decoder
+from cdc.refusals import connect_error
+from cdc.replication import ReplicationConnection, ReplicationStream, SystemIdentity
+from cdc.replication.connection import source_conninfo
+from cdc.replication.stream import NoticeHandler
+from cdc.resume import ResumePoint, resume_point, source_of
+from cdc.slots import SlotInfo, slot_query
+from cdc.state import Checkpoint, Source
+from cdc.transactions import Selection
+from cdc.wal2json import OPTIONS
+from cdc.wal2json import Decoder as Wal2JsonDecoder
+
+__all__ = ["Session"]
+
+log = structlog.get_logger("cdc.session")
+
+NUMBERS_AS_TEXT = {"numeric-data-types-as-string": "on"}
+"""wal2json 2.6 and newer: NaN and infinities survive. Older ones refuse the option, and are asked without it."""
+LONGEST_STATUS_SECONDS = 10.0
+"""Also where the server's timeout is off or long: the status update is what moves the slot on an idle stream."""
+PLAIN_PREFIX = re.compile(r"[A-Za-z0-9_.:-]+")
+NO_IDENTITY = re.compile(r'no tuple identifier for (\w+) in table "(.*)"\."(.*)"', re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What belongs to one connection."""
+
+    identity: SystemIdentity
+    source: Source
+    resume: ResumePoint
+    stream: ReplicationStream
+    catalog: Catalog
+    decoder: Decoder
+
+    @classmethod
+    async def open(
+        cls,
+        config: SourceConfig,
+        selection: Selection,
+        checkpoint: Checkpoint | None,
+        *,
+        received: int,
+        accept_gap: bool,
+        missing_identity: Counter[str],
+    ) -> Session:
+        """Connect, compare slot and checkpoint, start. `received`: up to there it lies in our memory already.
+
+        StreamLost when it may work later, StreamRefused when an operator must act.
+        """
+        connection = await ReplicationConnection.connect(config.dsn)
+        try:
+            identity = await connection.identify()
+            settings = await connection.settings()
+            codec = _fit(settings)
+            slot = await connection.slot(config.slot)
+            resume = resume_point(identity, slot, checkpoint, config, accept_gap=accept_gap)
+            if resume.create:
+                consistent = await connection.create_slot(config.slot, config.plugin)
+                resume = ResumePoint(
+                    consistent, resume.last_event_id, create=True, note=resume.note, gap_from=resume.gap_from
+                )
+            filters = server_filters(selection)
+            interval = status_interval(int(settings.get("wal_sender_timeout", "60000")) / 1000)
+            stream, as_text = await _start(
+                connection,
+                config.slot,
+                max(resume.lsn, received),
+                OPTIONS | filters,
+                interval,
+                _notice(missing_identity),
+            )
+        except BaseException:
+            await connection.close()
+            raise
+        try:
+            await _not_moved_meanwhile(config, max(resume.lsn, received))
+            catalog = Catalog(config.dsn, numbers_as_text=as_text)
+            await catalog.load()
+        except BaseException:
+            await stream.close()
+            raise
+        decoder = Wal2JsonDecoder(catalog, watch=selection.watched_columns, codec=codec)
+        fingerprint = ";".join(f"{key}={value}" for key, value in sorted(filters.items()))
+        return cls(identity, source_of(identity, config, fingerprint), resume, stream, catalog, decoder)
+
+
+async def _start(
+    connection: ReplicationConnection,
+    slot: str,
+    lsn: int,
+    options: dict[str, str],
+    interval: float,
+    notice: NoticeHandler,
+) -> tuple[ReplicationStream, bool]:
+    """Start with numbers as text where the plugin can, and say whether it could."""
+    try:
+        newer = options | NUMBERS_AS_TEXT
+        return await connection.start(slot, lsn, newer, status_interval=interval, notice=notice), True
+    except ServerUnfit as error:
+        if "numeric-data-types-as-string" not in error.message:
+            raise
+    return await connection.start(slot, lsn, options, status_interval=interval, notice=notice), False
+
+
+async def _not_moved_meanwhile(config: SourceConfig, start: int) -> None:
+    """Now that the slot is ours: that nobody moved it between our look at it and the start of the stream.
+
+    The server forwards a start below the slot's position without a word. StreamLost: the next attempt judges.
+    """
+    try:
+        async with await psycopg.AsyncConnection.connect(source_conninfo(config.dsn), autocommit=True) as connection:
+            row = await (await connection.execute(slot_query(config.slot))).fetchone()
+    except psycopg.Error as error:
+        raise connect_error(error) from None
+    slot = SlotInfo.of(row[0]) if row else None
+    if slot is None or (slot.confirmed_flush_lsn or 0) > start:
+        raise StreamLost(f"slot {config.slot!r} was moved while the stream was started", reason="slot_moved")
+
+
+def status_interval(wal_sender_timeout: float) -> float:
+    """Seconds between status updates: a third of the server's timeout (0: it has none) or less."""
+    if wal_sender_timeout <= 0:
+        return LONGEST_STATUS_SECONDS
+    return min(LONGEST_STATUS_SECONDS, wal_sender_timeout / 3)
+
+
+def server_filters(selection: Selection) -> dict[str, str]:
+    """What the plugin can leave out by itself; the assembler filters again, and exactly."""
+    options: dict[str, str] = {}
+    add, without = selection.tables.server_side()
+    if add is not None:
+        options["add-tables"] = add
+    if without is not None:
+        options["filter-tables"] = without
+    if PLAIN_PREFIX.fullmatch(selection.tag_prefix):
+        options["add-msg-prefixes"] = selection.tag_prefix
+    return options
+
+
+def _fit(settings: dict[str, str]) -> str | None:
+    """Whether the server can do it; the codec of its encoding, None for UTF-8. ServerUnfit says what is missing."""
+    if settings.get("wal_level") != "logical":
+        raise ServerUnfit(
+            f"wal_level is {settings.get('wal_level')!r}, logical decoding needs 'logical'",
+            hint="ALTER SYSTEM SET wal_level = logical; then restart the server",
+        )
+    encoding = settings.get("server_encoding", "UTF8")
+    if encoding == "UTF8":
+        return None
+    if encoding not in CODECS:
+        raise ServerUnfit(
+            f"the database's encoding is {encoding}, its text cannot be decoded for certain",
+            hint="use a database with encoding UTF8",
+        )
+    return CODECS[encoding]
+
+
+CODECS = (
+    {
+        f"LATIN{number}": f"iso8859-{part}"
+        for number, part in {1: 1, 2: 2, 3: 3, 4: 4, 5: 9, 6: 10, 7: 13, 8: 14, 9: 15, 10: 16}.items()
+    }
+    | {f"ISO_8859_{part}": f"iso8859-{part}" for part in (5, 6, 7, 8)}
+    | {f"WIN{page}": f"cp{page}" for page in (1250, 1251, 1252, 1253, 1254, 1255, 1256, 1257, 1258, 866, 874)}
+    | {"KOI8R": "koi8-r", "KOI8U": "koi8-u", "EUC_JP": "euc_jp", "EUC_KR": "euc_kr", "EUC_CN": "gb2312"}
+)
+"""Encodings of PostgreSQL that Python reads the same way; the payload comes in the server's encoding."""
+
+
+def _notice(counts: Counter[str]) -> NoticeHandler:
+    """Counts rows that the plugin drops because their table has no replica identity, and says so once a table."""
+
+    def notice(diagnostic: Diagnostic) -> None:
+        match = NO_IDENTITY.search(diagnostic.message_primary or "")
+        if match is None:
+            log.debug("server_notice", text=(diagnostic.message_primary or "")[:200])
+            return
+        table = f"{match[2]}.{match[3]}"
+        counts[table] += 1
+        if counts[table] == 1:
+            log.warning(
+                "missing_replica_identity",
+                table=table,
+                operation=match[1],
+                hint=f'ALTER TABLE "{match[2]}"."{match[3]}" REPLICA IDENTITY FULL; or give it a primary key',
+            )
+
+    return notice

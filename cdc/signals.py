@@ -1,0 +1,396 @@
+"""`SignalManager`: the specification's face over callbacks and workers.
+
+Used by itself (`emit` events by hand) or by the service, which submits the stream's batches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from time import monotonic
+from types import TracebackType
+from typing import Any, Self
+
+import structlog
+
+from cdc.callbacks import CallbackState, Invocation, Registration, Registry, parse_event_types
+from cdc.config import SignalConfig
+from cdc.errors import CallbackError, CdcError, ManagerClosed
+from cdc.events import DatabaseEvent, EventType, Position
+from cdc.patterns import TablePatterns, TagPatterns
+from cdc.progress import Batch
+from cdc.workers import Bounds, Pool
+
+__all__ = ["CallbackHandle", "CallbackPerformance", "ErrorHandler", "SignalManager", "SignalStats"]
+
+log = structlog.get_logger("cdc.signals")
+
+ErrorHandler = Callable[[BaseException, DatabaseEvent | None, str], Awaitable[None] | None]
+"""Called with the error, the event it is about (None: the callback as a whole) and the callback's name."""
+
+RemovalListener = Callable[[Registration, str, Position], None]
+
+ROW_EVENTS = frozenset({EventType.CREATE, EventType.UPDATE, EventType.DELETE})
+MAX_TOLD = 100
+"""Calls of an asynchronous error handler in work at once; past it a failed event is only counted and logged."""
+GRACE_SECONDS = 2.0
+"""After the drain deadline: for callbacks to react to their cancellation, and for their `close`."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallbackPerformance:
+    """How one callback fares. `events_per_second` is that of the last cleanup interval."""
+
+    name: str
+    state: CallbackState
+    ok: int
+    failed: int
+    timeouts: int
+    missed: int
+    consecutive_failures: int
+    mean_seconds: float
+    events_per_second: float
+    last_error: str
+
+
+@dataclass(frozen=True, slots=True)
+class SignalStats:
+    """The manager's figures since its start."""
+
+    events_emitted: int
+    events_processed: int
+    events_failed: int
+    events_timed_out: int
+    events_missed: int
+    callbacks: int
+    callbacks_removed: int
+    queued_events: int
+    queued_bytes: int
+    uptime_seconds: float
+    performance: Mapping[str, CallbackPerformance]
+
+
+class CallbackHandle:
+    """What `add_callback` returns: the callback's `id` and `name`, and the way to end it."""
+
+    __slots__ = ("_manager", "id", "name")
+
+    def __init__(self, manager: SignalManager, callback_id: int, name: str) -> None:
+        self._manager = manager
+        self.id = callback_id
+        self.name = name
+
+    async def unsubscribe(self) -> bool:
+        """End the subscription; False when it has ended before."""
+        return await self._manager.remove_callback(self)
+
+    def __repr__(self) -> str:
+        return f"<CallbackHandle {self.id} {self.name!r}>"
+
+
+class SignalManager:
+    """Registers callbacks, hands events to them concurrently and in order, and counts what happens.
+
+    Lives on one event loop, from its first event to `shutdown`; ``async with`` does the latter.
+    """
+
+    def __init__(self, config: SignalConfig | None = None) -> None:
+        self.config = config or SignalConfig()
+        self.registry = Registry(self.config)
+        bounds = Bounds(self.config.max_queued_events, self.config.max_queued_bytes)
+        self.pool = Pool(self.registry, bounds, self)
+        self.on_room: Callable[[], None] | None = None
+        self.on_removed: RemovalListener | None = None
+        self._error_handler: ErrorHandler | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._cleanup: asyncio.Task[None] | None = None
+        self._room = asyncio.Event()
+        self._closed = False
+        self._started = monotonic()
+        self._emitted = 0
+        self._last_cleanup = self._started
+        self._last_ok: dict[int, int] = {}
+        self._rates: dict[int, float] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.shutdown()
+
+    def add_callback(  # noqa: PLR0913 - the public face: every condition has a keyword and a default
+        self,
+        callback: object,
+        *,
+        name: str | None = None,
+        tables: Sequence[str] = (),
+        event_types: Collection[EventType | str] = ROW_EVENTS,
+        tags: Sequence[str] = (),
+        exclude_columns: Iterable[str] = (),
+        mask_columns: Iterable[str] = (),
+        concurrency: int = 1,
+        timeout_seconds: float | None = None,
+        configured: bool = False,
+        settled: Position | None = None,
+    ) -> CallbackHandle:
+        """Register a function (`def` or `async def`) or an object with `handle` or `handle_batch`.
+
+        Without conditions it gets every create, update and delete. `settled`: events up to there were
+        handled in an earlier run. TooManyCallbacks past `max_callbacks`, ManagerClosed after `shutdown`,
+        CallbackError or ConfigError for what cannot be a callback or a condition.
+        """
+        if self._closed:
+            raise ManagerClosed("the signal manager is shut down")
+        if concurrency < 1:
+            raise CallbackError(f"concurrency is {concurrency}", hint="1 keeps commit order, N > 1 order per record")
+        if timeout_seconds is not None and not timeout_seconds > 0:
+            raise CallbackError(f"timeout_seconds is {timeout_seconds}", hint="it is more than 0, or None: the default")
+        for words in (tables, event_types, tags, exclude_columns, mask_columns):
+            if isinstance(words, str):  # it would be taken apart into letters, and mask nothing
+                raise CallbackError(f"{words!r} is one word, not several", hint=f"write [{words!r}]")
+        invocation = Invocation(callback)
+        wanted = parse_event_types(event_types)
+
+        def make(callback_id: int) -> Registration:
+            return Registration(
+                id=callback_id,
+                name=name or f"{getattr(callback, '__name__', type(callback).__name__)}-{callback_id}",
+                invocation=invocation,
+                tables=TablePatterns(tables),
+                event_types=wanted,
+                tags=TagPatterns(tags),
+                excluded=frozenset(exclude_columns),
+                masked=frozenset(mask_columns),
+                concurrency=concurrency,
+                timeout_seconds=timeout_seconds or self.config.callback_timeout_seconds,
+                configured=configured,
+                settled=settled,
+                last_active=monotonic(),
+            )
+
+        registration = self.registry.add(make)
+        self.pool.add(registration)
+        return CallbackHandle(self, registration.id, registration.name)
+
+    async def remove_callback(self, handle: CallbackHandle | int) -> bool:
+        """Take a callback out; what it has not begun is not given to it. False when it is not there.
+
+        Returns when the call in work has ended, or was cancelled because it takes too long, and `close` was
+        called. A coroutine callback may end its own subscription; a plain function must not wait for it.
+        """
+        callback_id = handle if isinstance(handle, int) else handle.id
+        registration = self.registry.get(callback_id)
+        if registration is None or registration.state is CallbackState.UNSUBSCRIBED:
+            return False
+        await self._end_subscriptions([registration], "unsubscribed")
+        return True
+
+    async def _end_subscriptions(self, registrations: Sequence[Registration], reason: str) -> None:
+        for registration in registrations:
+            self.pool.remove(registration, CallbackState.UNSUBSCRIBED, reason)
+        await self.pool.leave(registrations, GRACE_SECONDS)
+
+    async def clear_callbacks(self) -> int:
+        """Take all callbacks out; how many there were."""
+        registrations = self.registry.active
+        await self._end_subscriptions(registrations, "unsubscribed")
+        return len(registrations)
+
+    def callback_count(self) -> int:
+        """How many callbacks get events."""
+        return len(self.registry.active)
+
+    def set_error_handler(self, handler: ErrorHandler | None) -> None:
+        """Who is told of failed events and removed callbacks; a coroutine function runs as a task."""
+        self._error_handler = handler
+
+    async def open(self) -> None:
+        """Call every callback's `open` now instead of before its first event; CallbackError if one fails."""
+        for registration in self.registry.active:
+            error = await self.pool.open(registration)
+            if isinstance(error, CdcError):
+                raise error
+            if error is not None:
+                raise CallbackError(
+                    f"callback {registration.name!r} cannot be opened: {type(error).__name__}: {error}",
+                    callback=registration.name,
+                    hint="see its options, and the system that it talks to",
+                ) from error
+
+    async def emit(self, event: DatabaseEvent) -> None:
+        """Put one event in; returns when it is queued, which waits while the queue is full."""
+        while not self._closed and not self.pool.has_room:
+            self._room.clear()
+            await self._room.wait()
+        if self._closed:
+            raise ManagerClosed("the signal manager is shut down")
+        self.submit(Batch([event]))
+
+    def submit(self, batch: Batch) -> None:
+        """Queue a batch of the stream; never waits: ask `has_room` before."""
+        self._emitted += len(batch.events)
+        if self._cleanup is None:
+            self._cleanup = asyncio.get_running_loop().create_task(self._clean_up_for_ever(), name="cdc-cleanup")
+        self.pool.submit(batch)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the queue is below its bounds."""
+        return self.pool.has_room
+
+    async def shutdown(self, timeout: float | None = None) -> bool:
+        """Take nothing more, let the callbacks work off the queue, then close them.
+
+        After `timeout` seconds (default `drain_timeout_seconds`) what is not done stays undone: calls in
+        work are cancelled, nothing of it is settled. True when all was done.
+        """
+        self._closed = True
+        self._room.set()  # whoever waits in `emit` learns of it
+        drained = await self.drain(timeout)
+        if self._cleanup is not None:
+            self._cleanup.cancel()
+        await self.pool.close(list(self.pool.lanes), GRACE_SECONDS)
+        if self._tasks:
+            _, strays = await asyncio.wait(self._tasks, timeout=GRACE_SECONDS)
+            for task in strays:
+                task.cancel()
+        return drained
+
+    async def drain(self, timeout: float | None = None) -> bool:
+        """Wait until the queue is worked off, at most `timeout` seconds; True when it is."""
+        try:
+            async with asyncio.timeout(self.config.drain_timeout_seconds if timeout is None else timeout):
+                await self.pool.drained()
+        except TimeoutError:
+            return False
+        return True
+
+    def get_stats(self) -> SignalStats:
+        """Figures since the start of the manager."""
+        everyone = list(self.registry)
+        outcomes: Counter[str] = Counter()
+        for outcome in (*(tally.outcomes for tally in self.registry.retired.values()), *(r.outcomes for r in everyone)):
+            outcomes.update(outcome)
+        return SignalStats(
+            events_emitted=self._emitted,
+            events_processed=outcomes["ok"],
+            events_failed=outcomes["failed"],
+            events_timed_out=outcomes["timeout"],
+            events_missed=outcomes["missed"],
+            callbacks=self.callback_count(),
+            callbacks_removed=self.registry.removed_total.total(),
+            queued_events=self.pool.queued_events,
+            queued_bytes=self.pool.queued_bytes,
+            uptime_seconds=monotonic() - self._started,
+            performance={item.name: self._performance(item) for item in everyone},
+        )
+
+    def _performance(self, registration: Registration) -> CallbackPerformance:
+        calls = registration.seconds.count
+        return CallbackPerformance(
+            name=registration.name,
+            state=registration.state,
+            ok=registration.outcomes["ok"],
+            failed=registration.outcomes["failed"],
+            timeouts=registration.outcomes["timeout"],
+            missed=registration.outcomes["missed"],
+            consecutive_failures=registration.consecutive_failures,
+            mean_seconds=registration.seconds.sum / calls if calls else 0.0,
+            events_per_second=self._rates.get(registration.id, 0.0),
+            last_error=registration.last_error,
+        )
+
+    async def clean_up(self) -> None:
+        """One periodic cleanup: inactive callbacks of code, what removed ones leave, rates per callback."""
+        now = monotonic()
+        if self.config.auto_remove_inactive_callbacks:
+            await self._remove_inactive(now - self.config.inactive_callback_threshold_seconds)
+        removed = [item for item in self.registry if item.state is CallbackState.REMOVED]
+        await self.pool.close(filter(self._is_idle, removed), GRACE_SECONDS)
+        self.registry.forget_unsubscribed()
+        done = {item.id: item.outcomes["ok"] for item in self.registry}
+        elapsed = max(now - self._last_cleanup, 0.001)
+        self._rates = {item: (ok - self._last_ok.get(item, 0)) / elapsed for item, ok in done.items()}
+        self._last_ok = done
+        self._last_cleanup = now
+
+    async def _remove_inactive(self, since: float) -> None:
+        inactive = [
+            item
+            for item in self.registry.active
+            if not item.configured and item.last_active < since and self._is_idle(item)
+        ]
+        for registration in inactive:
+            log.info("callback_inactive", callback=registration.name)
+        await self._end_subscriptions(inactive, "inactive")
+
+    def _is_idle(self, registration: Registration) -> bool:
+        return all(lane.is_idle for lane in self.pool.lanes.get(registration, ()))
+
+    async def _clean_up_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self.config.cleanup_interval_seconds)
+            await self.clean_up()
+
+    def event_failed(self, registration: Registration, event: DatabaseEvent, error: BaseException) -> None:
+        """Of the pool (see `PoolListener`): an event failed."""
+        log.warning(
+            "callback_failed",
+            callback=registration.name,
+            position=str(event.position),
+            table=event.kind.table,
+            error=type(error).__name__,  # never its text: it may hold values of the row
+            consecutive_failures=registration.consecutive_failures,
+        )
+        self._tell(error, event, registration.name)
+
+    def callback_removed(self, registration: Registration, reason: str, position: Position) -> None:
+        """Of the pool (see `PoolListener`): a callback is removed."""
+        if registration.state is CallbackState.REMOVED:
+            log.error("callback_removed", callback=registration.name, reason=reason, position=str(position))
+            error = CallbackError(
+                f"callback {registration.name!r} is removed after {registration.consecutive_failures} failures",
+                callback=registration.name,
+            )
+            self._tell(error, None, registration.name)
+        if self.on_removed is not None:
+            self.on_removed(registration, reason, position)
+
+    def room_again(self) -> None:
+        """Of the pool (see `PoolListener`): the queue is below its bounds again."""
+        if self._room is not None:
+            self._room.set()
+        if self.on_room is not None:
+            self.on_room()
+
+    def _tell(self, error: BaseException, event: DatabaseEvent | None, name: str) -> None:
+        """Tell the error handler; an error of its own is logged and goes no further."""
+        if self._error_handler is None:
+            return
+        if len(self._tasks) >= MAX_TOLD and event is not None:
+            log.warning("error_handler_busy", callback=name, calls=len(self._tasks))
+            return
+        try:
+            result = self._error_handler(error, event, name)
+        except BaseException as broken:  # noqa: BLE001 - the user's code, SystemExit too
+            log.warning("error_handler_failed", error=type(broken).__name__)
+            return
+        if inspect.isawaitable(result):
+            task = asyncio.get_running_loop().create_task(_told(result), name="cdc-error-handler")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+
+async def _told(result: Awaitable[None]) -> None:
+    """Wait for an asynchronous error handler; SystemExit out of a task would end the event loop."""
+    try:
+        await result
+    except asyncio.CancelledError:
+        raise
+    except BaseException as broken:  # noqa: BLE001 - the user's code
+        log.warning("error_handler_failed", error=type(broken).__name__)

@@ -1,0 +1,367 @@
+"""A lane: the ordered queue of one callback, or of one key-slice of it, and what works it off.
+
+What runs the callback is a subclass's business; here are the queue, the watchdog for timeouts and
+what happens to an event that failed. No task, timer or lock is made per event: one watchdog timer
+serves the lane, and is set again only when it fires.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+from cdc.callbacks import SECONDS_BUCKETS, Invocation, Registration
+from cdc.errors import CallbackTimeout
+from cdc.events import DatabaseEvent
+from cdc.progress import Share
+
+__all__ = ["FAST", "MAX_ABANDONED", "Failed", "Gate", "Lane", "Opening", "Work"]
+
+FAST = SECONDS_BUCKETS[0]
+"""Seconds below which calls are counted together: a no-op callback is not worth a histogram lookup."""
+
+MAX_ABANDONED = 4
+"""Calls per lane that were given up and still run. At the bound the lane waits instead of leaking more:
+four is past the default `max_consecutive_failures`, so a callback that always hangs is removed first."""
+
+LATE_SECONDS = 0.1
+"""A watchdog that comes this much too late: another callback has blocked the event loop. No call could go on
+meanwhile, so that each gets the time again, once."""
+
+Failed = Callable[[Registration, DatabaseEvent, BaseException], None]
+"""Told of each event that failed; may stop the lanes of the callback."""
+
+
+class Gate:
+    """Opens when `pending` works are finished; keeps keys in order where lanes must wait for each other."""
+
+    def __init__(self, pending: int) -> None:
+        self._pending = pending
+        self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if pending == 0:
+            self._opened.set_result(None)
+
+    def finish_one(self) -> None:
+        """One of the works waited for is finished."""
+        self._pending -= 1
+        if self._pending == 0 and not self._opened.done():
+            self._opened.set_result(None)
+
+    async def wait(self) -> None:
+        """Until all are finished."""
+        await asyncio.shield(self._opened)
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """A share in a lane's queue: begins when `after` is open, and tells `gates` when it is finished.
+
+    Without a share it only makes what is queued behind it wait.
+    """
+
+    share: Share | None
+    after: Gate | None = None
+    gates: list[Gate] = field(default_factory=list)
+    finished: bool = False
+
+    def finish(self) -> None:
+        """Settle the share, once, and let its events go."""
+        if not self.finished:
+            self.finished = True
+            share, self.share = self.share, None
+            if share is not None:
+                share.batch.settle(share)
+            for gate in self.gates:
+                gate.finish_one()
+
+
+class Opening:
+    """Calls the `open` of a callback once, before its first event, and its `close` once, for all its lanes."""
+
+    def __init__(self, invocation: Invocation) -> None:
+        self._open = invocation.open
+        self._close = invocation.close
+        self._lock = asyncio.Lock()
+
+    async def ensure(self, lane: Lane) -> BaseException | None:
+        """None when the callback is open; otherwise why not, and the next event tries again."""
+        if self._open is None:
+            return None
+        async with self._lock:
+            return await self._try(lane)
+
+    async def _try(self, lane: Lane) -> BaseException | None:
+        if self._open is None:
+            return None  # another lane has just done it
+        error = await _bounded(lane, self._open, lane.registration.timeout_seconds)
+        if error is None:
+            self._open = None
+        return error
+
+    async def close(self, lane: Lane, grace: float) -> BaseException | None:
+        """Call `close` if the callback was opened and not closed; why that failed, or None."""
+        close, self._close = self._close, None
+        if close is None or self._open is not None:
+            return None
+        return await _bounded(lane, close, grace)
+
+
+async def _bounded(lane: Lane, function: Callable[[], Any], seconds: float) -> BaseException | None:
+    """Call `open` or `close` in its lane; what it raises is returned, our own cancellation is not."""
+    task = asyncio.current_task()
+    deadline = asyncio.timeout(seconds)
+    try:
+        async with deadline:
+            await lane.call(function)
+    except BaseException as error:  # a callback may raise anything, CancelledError too
+        if deadline.expired():
+            return lane.timeout(seconds)
+        if task is not None and task.cancelling():
+            raise
+        return error
+    return None
+
+
+class Lane(ABC):
+    """See the module. `last` is the work queued last, finished or not."""
+
+    def __init__(self, registration: Registration, name: str, failed: Failed, opening: Opening) -> None:
+        self.registration = registration
+        self.name = name
+        self.last: Work | None = None
+        self.started = 0.0  # when the call in work began, monotonic seconds; 0 while none is
+        self._failed = failed
+        self._opening = opening
+        self._queue: deque[Work] = deque()
+        self._current: Work | None = None
+        self._wake: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._watchdog: asyncio.TimerHandle | None = None
+        self._due = 0.0  # when the watchdog shall look
+        self._pardoned = 0.0  # when the call began that has got more time
+        self._closing = False
+        self._stopped = False
+        self._ending = False
+        self._singly: Share | None = None  # its batch has failed: its events are given one by one
+        self._walk_began = 0.0
+        self._handed_out = 0  # of the share, when the walk began
+        self._slow = 0  # calls of this walk that took longer than FAST, and their time
+        self._slow_seconds = 0.0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether all that was put in is worked off."""
+        return self._current is None and not self._queue
+
+    @property
+    def busy_task(self) -> asyncio.Task[None] | None:
+        """The task with a call in work, unless it is the one that asks."""
+        if self._current is None or self._task is asyncio.current_task():
+            return None
+        return self._task
+
+    def first_unsettled(self) -> DatabaseEvent | None:
+        """The event in work or next in the queue."""
+        works = (self._current, *self._queue) if self._current is not None else self._queue
+        shares = (work.share for work in works if work.share is not None)
+        return next((share.first_unsettled() for share in shares), None)
+
+    def put(self, work: Work) -> None:
+        """Queue one more share."""
+        self.last = work
+        self._queue.append(work)
+        if self._task is None:
+            self._start()
+        elif self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    def stop(self) -> list[DatabaseEvent]:
+        """The callback is removed: give back what has not begun. A call in work runs to its end."""
+        self._stopped = True
+        dropped: list[DatabaseEvent] = []
+        if (work := self._current) is not None and (share := work.share) is not None:
+            if not self.started:  # it waits for a gate, or for `open`
+                dropped += share.take_rest()
+                work.finish()
+            elif not self._is_whole(share):
+                dropped += share.take_rest()
+        while self._queue:
+            work = self._queue.popleft()
+            dropped += work.share.take_rest() if work.share is not None else []
+            work.finish()
+        return dropped
+
+    async def call(self, function: Callable[[], Any]) -> None:
+        """Call the callback's `open` or `close`: a coroutine function here, another in a thread."""
+        result = function() if inspect.iscoroutinefunction(function) else await self._call(function)
+        if isinstance(result, Awaitable):
+            await result
+
+    def close(self) -> list[asyncio.Future[Any]]:
+        """Stop working at once; what is unsettled stays so. Returns what comes to its end by and by."""
+        if (share := self._share) is not None:
+            share.hold()
+        if self._task is not None and self._task is asyncio.current_task():
+            self._ending = True  # the callback ends its own subscription: let it come to its end
+            return []
+        self._closing = True
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        if self._task is None:
+            return []
+        self._task.cancel(f"lane {self.name} is closed")
+        return [self._task]
+
+    @abstractmethod
+    def release(self) -> None:
+        """After `close` and the callback's own: nothing is called here any more."""
+
+    def discard(self) -> list[DatabaseEvent]:
+        """After `close`: nobody wants what was in work; settle it and give it back."""
+        if self._current is None or self._ending or (share := self._current.share) is None:
+            return []
+        events = share.take_rest() or [share.first_unsettled()]
+        self._current.finish()
+        self._current = None
+        return events
+
+    def timeout(self, seconds: float) -> CallbackTimeout:
+        """The error of a call that took longer than `seconds`."""
+        return CallbackTimeout(
+            f"callback {self.registration.name!r} took longer than {seconds:g} s",
+            callback=self.registration.name,
+            hint="raise timeout_seconds, or make the callback faster",
+        )
+
+    @property
+    def _share(self) -> Share | None:
+        return None if self._current is None else self._current.share
+
+    @abstractmethod
+    async def _call(self, function: Callable[[], Any]) -> Any:
+        """Call a plain `function`, which may block, in a thread."""
+
+    @abstractmethod
+    async def _walk(self, share: Share) -> BaseException | None:
+        """Hand out events until the share is exhausted (None) or the one in work has failed."""
+
+    @abstractmethod
+    def _give_up(self) -> None:
+        """The call in work has timed out."""
+
+    def _start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._main(), name=f"cdc-lane-{self.name}")
+
+    async def _main(self) -> None:
+        task = asyncio.current_task()
+        while True:
+            work = self._current or await self._next()
+            if work.after is not None:
+                await work.after.wait()
+            if (share := work.share) is not None:
+                await self._work_off(share, task)
+                if self._task is not task:
+                    return  # given up meanwhile, and another task has taken over
+                if share.has_waiting:
+                    share.paused = True  # closed: the call in work has ended, and no other begins
+                    return
+                del share
+            self._singly = self._current = None
+            work.finish()
+            if self._stopped:
+                return
+            await asyncio.sleep(0)  # the reader and the other lanes have their turn
+
+    async def _work_off(self, share: Share, task: object) -> None:
+        while share.has_waiting and not (self._ending or self._closing):
+            error = await self._opening.ensure(self)
+            if error is None:
+                error = await self._walk(share)
+                if self._task is not task:
+                    return
+            elif next(share.iterator, None) is None:  # otherwise, an event that cannot be handed out has failed
+                return
+            if error is not None:
+                self._failed(self.registration, share.first_unsettled(), error)
+
+    async def _next(self) -> Work:
+        while not self._queue:
+            self._wake = asyncio.get_running_loop().create_future()
+            await self._wake
+        self._current = self._queue.popleft()
+        return self._current
+
+    def _is_whole(self, share: Share) -> bool:
+        """Whether the callback takes all of `share` in one call."""
+        return self.registration.invocation.is_batch and self._singly is not share
+
+    def _blame(self, share: Share, error: BaseException) -> BaseException | None:
+        """After a failed call with the whole share: its error if one event is to blame, or None.
+
+        Which event of a failed batch is to blame, nobody knows; one by one, only that one fails.
+        """
+        if len(share.waiting()) == 1:
+            next(share.iterator)
+            return error
+        if self._stopped:
+            self.registration.drop(share.take_rest())
+        self._singly = share
+        return None
+
+    def _count(self, events: int, seconds: float) -> None:
+        """`events` were handled by one call; the caller holds the registration's lock."""
+        self.registration.succeeded()
+        self.registration.outcomes["ok"] += events
+        self.registration.seconds.observe(seconds)
+
+    def _count_slow(self, seconds: float) -> None:
+        self._count(1, seconds)
+        self._slow += 1
+        self._slow_seconds += seconds
+
+    def _begin(self, share: Share) -> None:
+        """A walk begins: the clock runs, and the watchdog is on."""
+        self._handed_out, self._slow, self._slow_seconds = share.handed_out, 0, 0.0
+        self.started = self._walk_began = self.registration.last_active = monotonic()
+        if self._watchdog is None:
+            self._watch(self.started + self.registration.timeout_seconds)
+
+    def _end(self, share: Share, *, unfinished: bool) -> None:
+        """The walk is over: count its fast calls, which are all but the slow ones and one that is `unfinished`."""
+        fast = share.handed_out - self._handed_out - self._slow - unfinished
+        if fast > 0:
+            seconds = max(self.started - self._walk_began - self._slow_seconds, 0.0)
+            with self.registration.lock:
+                self.registration.outcomes["ok"] += fast
+                self.registration.seconds.observe_fast(fast, seconds)
+        self.started = 0.0
+
+    def _watch(self, due: float) -> None:
+        # The loop's clock is the monotonic one; the delay form keeps this true of other loops too.
+        self._due = max(due, monotonic() + 0.001)
+        self._watchdog = asyncio.get_running_loop().call_later(self._due - monotonic(), self._look)
+
+    def _unwatch(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
+
+    def _look(self) -> None:
+        self._watchdog = None
+        if not self.started or self._closing:
+            return  # the next walk sets it again
+        timeout = self.registration.timeout_seconds
+        late = monotonic() - self._due
+        if late > LATE_SECONDS and self._pardoned != self.started:
+            self._pardoned = self.started
+            self._watch(monotonic() + min(late, timeout))
+        elif monotonic() < self.started + timeout:
+            self._watch(self.started + timeout)
+        else:
+            self._give_up()

@@ -1,0 +1,206 @@
+"""All lanes together: which event goes to which lane, how much may be queued, and who is told of failures."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from cdc.callbacks import CallbackState, Registration, Registry
+from cdc.errors import CallbackTimeout
+from cdc.events import DatabaseEvent, EventType, Position
+from cdc.lsn import Lsn
+from cdc.progress import Batch
+from cdc.workers.coroutine import CoroutineLane
+from cdc.workers.lane import Gate, Lane, Opening, Work
+from cdc.workers.thread import ThreadLane
+
+__all__ = ["Bounds", "Pool", "PoolListener"]
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much may be queued in the whole pool; bytes are an estimate of the memory it takes."""
+
+    events: int
+    bytes: int
+
+
+class PoolListener(Protocol):
+    """Who is told of what happens in the pool; called on the event loop, must return quickly."""
+
+    def event_failed(self, registration: Registration, event: DatabaseEvent, error: BaseException) -> None:
+        """An event failed for good for this callback."""
+
+    def callback_removed(self, registration: Registration, reason: str, position: Position) -> None:
+        """The callback gets no more events, from `position` on."""
+
+    def room_again(self) -> None:
+        """The queue was full, and is not any more."""
+
+
+class Pool:
+    """The lanes of all callbacks. Lives on one event loop."""
+
+    def __init__(self, registry: Registry, bounds: Bounds, listener: PoolListener) -> None:
+        self._registry = registry
+        self._bounds = bounds
+        self._listener = listener
+        self._lanes: dict[Registration, list[Lane]] = {}
+        self._opening: dict[Registration, Opening] = {}
+        self._full = False
+        self._idle = asyncio.Event()
+        self.queued_events = 0
+        self.queued_bytes = 0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the reader may go on. One batch may exceed the bounds; the next then waits."""
+        return self.queued_events < self._bounds.events and self.queued_bytes < self._bounds.bytes
+
+    @property
+    def lanes(self) -> Mapping[Registration, Sequence[Lane]]:
+        """The lanes of each callback."""
+        return self._lanes
+
+    def add(self, registration: Registration) -> None:
+        """Make the lanes of a callback; they start with their first event."""
+        opening = self._opening[registration] = Opening(registration.invocation)
+        lane_type = CoroutineLane if registration.invocation.is_async else ThreadLane
+        self._lanes[registration] = [
+            lane_type(registration, f"{registration.name}-{number}", self._failed, opening)
+            for number in range(registration.concurrency)
+        ]
+
+    async def open(self, registration: Registration) -> BaseException | None:
+        """Call its `open` now, so that what is wrong is seen before the first event; None when it is open."""
+        return await self._opening[registration].ensure(self._lanes[registration][0])
+
+    def submit(self, batch: Batch) -> None:
+        """Queue a batch for every callback that wants something of it. Never waits: ask `has_room` before."""
+        kinds = {event.kind for event in batch.events}
+        for registration, lanes in self._lanes.items():
+            if registration.state is CallbackState.UNSUBSCRIBED:
+                continue
+            events = registration.select(batch.events, kinds)
+            if not events:
+                continue
+            if registration.state is CallbackState.REMOVED:
+                registration.drop(events)
+            elif len(lanes) == 1:
+                lanes[0].put(Work(batch.share(events)))
+            else:
+                _spread(batch, events, lanes)
+        if batch.pending:
+            self.queued_events += batch.count
+            self.queued_bytes += batch.bytes
+            batch.on_settled = self._settled
+            self._full = self._full or not self.has_room
+
+    def remove(self, registration: Registration, state: CallbackState, reason: str) -> None:
+        """No more events for this callback; what it has not begun is missed (or skipped, if it left)."""
+        if not self._registry.remove(registration, state, reason):
+            return
+        position = self.settled(registration, Position(Lsn(0), 0))
+        for lane in self._lanes[registration]:
+            registration.drop(lane.stop())
+        self._listener.callback_removed(registration, reason, position)
+
+    def settled(self, registration: Registration, frontier: Position) -> Position:
+        """Everything up to here is settled for this callback; `frontier` is what was submitted last."""
+        if registration.settled is not None and registration.settled > frontier:
+            return registration.settled  # still before where it had come to in an earlier run
+        first = [event for lane in self._lanes.get(registration, ()) if (event := lane.first_unsettled()) is not None]
+        if not first:
+            return frontier
+        commit_lsn, ordinal = min(event.position for event in first)
+        return Position(commit_lsn, ordinal - 1)
+
+    async def drained(self) -> None:
+        """Until nothing is queued or in work."""
+        while self.queued_events:
+            self._idle.clear()
+            await self._idle.wait()
+
+    async def close(self, registrations: Iterable[Registration], grace: float) -> None:
+        """Stop their lanes at once, give calls in work `grace` seconds to end, then call each `close`."""
+        chosen = [item for item in registrations if item in self._lanes]
+        lanes = [lane for item in chosen for lane in self._lanes[item]]
+        closing = [self._close_callback(item, self._lanes[item][0], self._opening[item], grace) for item in chosen]
+        if ending := [future for lane in lanes for future in lane.close()]:
+            _, left = await asyncio.wait(ending, timeout=grace)
+            for future in left:
+                future.cancel()
+        await asyncio.gather(*closing)
+        for lane in lanes:
+            lane.release()
+
+    async def leave(self, registrations: Sequence[Registration], grace: float) -> None:
+        """After `remove`, of callbacks that have ended their subscription: calls in work may end; then `close`.
+
+        Each of these takes `grace` seconds at most; what is still in work then is skipped.
+        """
+        lanes = [lane for item in registrations for lane in self._lanes.get(item, ())]
+        if busy := [task for lane in lanes if (task := lane.busy_task) is not None]:
+            await asyncio.wait(busy, timeout=grace)
+        await self.close(registrations, grace)
+        for registration in registrations:
+            for lane in self._lanes.pop(registration, ()):
+                registration.drop(lane.discard())
+            self._opening.pop(registration, None)
+
+    async def _close_callback(self, registration: Registration, lane: Lane, opening: Opening, grace: float) -> None:
+        if (error := await opening.close(lane, grace)) is not None:
+            registration.last_error = f"close: {type(error).__name__}"
+
+    def _failed(self, registration: Registration, event: DatabaseEvent, error: BaseException) -> None:
+        registration.failed(event, error, "timeout" if isinstance(error, CallbackTimeout) else "failed")
+        self._listener.event_failed(registration, event, error)
+        if self._registry.has_failed_too_often(registration):
+            self.remove(registration, CallbackState.REMOVED, "failures")
+
+    def _settled(self, batch: Batch) -> None:
+        self.queued_events -= batch.count
+        self.queued_bytes -= batch.bytes
+        if self._full and self.has_room:
+            self._full = False
+            self._listener.room_again()
+        if self.queued_events == 0:
+            self._idle.set()
+
+
+def _spread(batch: Batch, events: Sequence[DatabaseEvent], lanes: Sequence[Lane]) -> None:
+    """Share events out by record, so that each record keeps its order.
+
+    A change of a key, a truncate or an event without a key concerns more than one record: it waits
+    for all that was queued before it, and all that comes after waits for it.
+    """
+    slices: list[list[DatabaseEvent]] = [[] for _ in lanes]
+    for event in events:
+        record_id = None if event.event_type is EventType.TRUNCATE else event.record_id
+        if record_id is None or event.row.previous_record_id() != record_id:
+            _put(batch, slices, lanes)
+            slices = [[] for _ in lanes]
+            _barrier(batch, event, lanes)
+        else:
+            slices[hash((event.kind.schema, event.kind.table_name, record_id)) % len(lanes)].append(event)
+    _put(batch, slices, lanes)
+
+
+def _put(batch: Batch, slices: Sequence[list[DatabaseEvent]], lanes: Sequence[Lane]) -> None:
+    for events, lane in zip(slices, lanes, strict=True):
+        if events:
+            lane.put(Work(batch.share(events)))
+
+
+def _barrier(batch: Batch, event: DatabaseEvent, lanes: Sequence[Lane]) -> None:
+    """Queue an event that runs alone: in the first lane, while the others wait at a gate."""
+    before = [lane.last for lane in lanes if lane.last is not None and not lane.last.finished]
+    begin = Gate(len(before))
+    for work in before:
+        work.gates.append(begin)
+    end = Gate(1)
+    lanes[0].put(Work(batch.share([event]), begin, [end]))
+    for lane in lanes[1:]:
+        lane.put(Work(None, end))
