@@ -12,9 +12,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Stamps live inside the environment: whoever removes it removes them too.
 STAMPS := $(VENV)/.made
+MINUTES := 60
+SECONDS := 60
 SOURCES := $(wildcard cdc handlers tests bench)
 
-.PHONY: help setup system lint format types test demo bench check lock clean
+.PHONY: help setup system lint format types test demo bench soak fuzz check lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +64,12 @@ demo: setup ## a PostgreSQL of its own, live traffic, and every change on your s
 
 bench: setup $(STAMPS)/bench ## the measurements; ARGS goes to `python -m bench`
 	@$(BIN)/python -m bench $(ARGS)
+
+soak: setup ## the service under random load and random faults for MINUTES=60; fails when it loses, doubles or grows
+	@$(BIN)/python -m tests.faults.soak --minutes $(MINUTES) $(ARGS)
+
+fuzz: setup ## any bytes into the decoders for SECONDS=60: a value, or the documented error
+	@$(BIN)/python -m tests.properties.fuzz --seconds $(SECONDS) $(ARGS)
 
 check: test ## all of `make test`, then the wheel in an empty environment
 	@scripts/check-wheel.sh $(BIN)/python

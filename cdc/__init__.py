@@ -4,6 +4,7 @@ from cdc.callbacks import CallbackState
 from cdc.config import SignalConfig
 from cdc.errors import CallbackError, CallbackTimeout, CdcError, ConfigError, ManagerClosed, TooManyCallbacks
 from cdc.events import DatabaseEvent, EventType, Position
+from cdc.failures import PermanentError, RetryLater
 from cdc.lsn import Lsn
 from cdc.signals import CallbackHandle, SignalManager, SignalStats
 from cdc.tagging import emit_tags
@@ -20,8 +21,10 @@ __all__ = [
     "EventType",
     "Lsn",
     "ManagerClosed",
+    "PermanentError",
     "Position",
     "PostgresValue",
+    "RetryLater",
     "SignalConfig",
     "SignalManager",
     "SignalStats",

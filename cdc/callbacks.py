@@ -50,11 +50,15 @@ OTHER = "_other"
 
 
 class CallbackState(Enum):
-    """Whether a callback gets events."""
+    """Whether a callback gets events; `value` is the word shown to people and programs."""
 
     ACTIVE = "active"
-    REMOVED = "removed"  # failed too often; its events are counted as missed
+    REMOVED = "removed"  # failed too often, or by an operator; its events are parked, or counted as missed
+    RESUMING = "resuming"  # it gets what was parked; what comes meanwhile is parked behind it
     UNSUBSCRIBED = "unsubscribed"  # by its owner, or as inactive: it wants no events any more
+
+    def __str__(self) -> str:
+        return self.value
 
 
 class Invocation:
@@ -184,11 +188,13 @@ class Tally:
 
     outcomes: Counter[str] = field(default_factory=Counter)
     seconds: Histogram = field(default_factory=Histogram)
+    retries: int = 0
 
     def add(self, other: Tally | Registration) -> None:
         """Take over the counts of `other`."""
         self.outcomes.update(dict(other.outcomes))  # a copy: a lane's thread may be counting
         self.seconds.add(other.seconds)
+        self.retries += other.retries
 
 
 @dataclass(slots=True)
@@ -227,9 +233,13 @@ class Registration:
     timeout_seconds: float
     configured: bool  # from the configuration file: never removed for being inactive
     settled: Position | None = None
+    max_attempts: int = 1
+    blocks: bool = False  # tries for ever instead of failing
+    parks: bool = False  # once it is removed, its events are kept as dead letters
     state: CallbackState = CallbackState.ACTIVE
     consecutive_failures: int = 0
-    outcomes: Counter[str] = field(default_factory=Counter)  # ok failed timeout missed skipped
+    retries: int = 0  # attempts but the first
+    outcomes: Counter[str] = field(default_factory=Counter)  # ok failed timeout parked missed skipped
     seconds: Histogram = field(default_factory=Histogram)
     last_active: float = 0.0  # monotonic seconds
     last_error: str = ""
@@ -290,9 +300,10 @@ class Registration:
         """A call came to a good end; the count of failures starts again."""
         self.consecutive_failures = 0
 
-    def failed(self, event: DatabaseEvent, error: BaseException, outcome: str) -> None:
-        """A call failed, or timed out: `outcome`."""
-        self._lose(outcome, event, 1)
+    def failed(self, event: DatabaseEvent, error: BaseException, outcome: str, *, kept: bool = False) -> None:
+        """An event has failed, or timed out: `outcome`. Unless it is `kept` as a dead letter, it is missed."""
+        if not kept:
+            self._lose(outcome, event, 1)
         self.consecutive_failures += 1
         self.outcomes[outcome] += 1
         self.last_error = type(error).__name__  # not its text: it may hold values of the row
@@ -317,8 +328,9 @@ class Registry:
 
     @property
     def active(self) -> list[Registration]:
-        """Those that get events, in order of registration."""
-        return [item for item in self._registrations.values() if item.state is CallbackState.ACTIVE]
+        """Those that get events, or will have what is parked for them, in order of registration."""
+        getting = {CallbackState.ACTIVE, CallbackState.RESUMING}
+        return [item for item in self._registrations.values() if item.state in getting]
 
     def add(self, make: Callable[[int], Registration]) -> Registration:
         """Take one more; TooManyCallbacks past the bound, CallbackError for a name in use."""
@@ -343,7 +355,7 @@ class Registry:
         """No more events for it; False when that was so before. What has failed can still be unsubscribed."""
         if registration.state in (state, CallbackState.UNSUBSCRIBED):
             return False
-        if registration.state is CallbackState.ACTIVE:
+        if registration.state is not CallbackState.REMOVED:
             self.removed_total[reason] += 1
         registration.state = state
         return True

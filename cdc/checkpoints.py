@@ -6,47 +6,33 @@ One thread of its own does the writing; the event loop never waits for the disk.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
-from typing import Any, TypeVar
 
 import structlog
 
-from cdc.callbacks import CallbackState, Histogram, Registration
-from cdc.errors import StateError
+from cdc.callbacks import Histogram
+from cdc.errors import StateBusy, StateError
 from cdc.events import Position
 from cdc.lsn import Lsn
 from cdc.progress import Ledger
 from cdc.pump import Pump
 from cdc.replication import ReplicationStream
 from cdc.signals import SignalManager
-from cdc.state import Checkpoint, Gap, Source, StateStore
+from cdc.state import Checkpoint, Gap, Source, StateStore, StateThread
 from cdc.transactions import Assembler
 
-__all__ = ["Checkpointer", "StateThread"]
+__all__ = ["Checkpointer"]
 
 log = structlog.get_logger("cdc.checkpoints")
-T = TypeVar("T")
 
 IDLE_SECONDS = 10.0
 """Between two checkpoints that only follow other databases' WAL: nothing of ours would be sent again
 without them, so they need not cost an fsync a second."""
 
 
-class StateThread:
-    """The state store on the one thread that may touch it."""
-
-    def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="cdc-state")
-
-    async def run(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Run `function` on the thread, after all that was asked before."""
-        return await asyncio.wrap_future(self._executor.submit(function, *args, **kwargs))
-
-    def close(self) -> None:
-        """Wait for what was asked, and end the thread."""
-        self._executor.shutdown()
+IDLE_BYTES = 16 * 1024 * 1024
+"""The same where the state lies in the source's own cluster: each checkpoint is WAL that the next would follow,
+for ever. What other databases write moves the slot all the same, a WAL segment at a time."""
 
 
 class Checkpointer:
@@ -65,20 +51,21 @@ class Checkpointer:
     ) -> None:
         self._store = store
         self._thread = thread
-        self._source = source
+        self.source = source  # of the stream that is open: a promoted standby is on another timeline
         self._ledger = ledger
         self._assembler = assembler
         self._manager = manager
         self._pump = pump
         self._interval = interval
+        self.shares_wal = False  # the state lies in the source's own cluster
         self._wake = asyncio.Event()
         self._saving = asyncio.Lock()
         self._gaps: list[Gap] = []
         self._saved: Checkpoint | None = None
         self._saved_gaps: list[Gap] = []
         self._saved_time = 0.0
-        self._removals: list[tuple[Registration, str, Position]] = []
-        self._removed_at: dict[str, Position] = {}
+        self._settled: dict[str, Position] = {}  # of the checkpoint that is being written
+        self._saved_settled: dict[str, Position] = {}
         self.stream: ReplicationStream | None = None
         self.seconds = Histogram()
         self.error = ""  # why the last attempt failed
@@ -97,17 +84,6 @@ class Checkpointer:
         """Put a gap of the whole stream on record with the next checkpoint."""
         self._gaps.append(gap)
 
-    def note_removed(self, registration: Registration, reason: str, position: Position) -> None:
-        """A callback was removed: its position goes on record with the next checkpoint, which is due now."""
-        if registration.state is CallbackState.REMOVED and registration.configured:
-            self._removed_at[registration.name] = position
-            self._removals.append((registration, reason, position))
-            self._wake.set()
-
-    def keep_removed(self, name: str, position: Position) -> None:
-        """A callback that an earlier run removed: its settled position stays where it was."""
-        self._removed_at[name] = position
-
     def request(self) -> None:
         """The server asks for an answer: let it be the latest."""
         self._wake.set()
@@ -118,6 +94,8 @@ class Checkpointer:
             asked = await self._next()
             try:
                 await self.save(asked=asked)
+            except StateBusy:
+                raise  # another process has taken over: it is not ours to write any more
             except StateError as error:
                 # Held back, not given up: nothing is acknowledged, and the disk may have room again.
                 if not self.error:
@@ -140,13 +118,11 @@ class Checkpointer:
         async with self._saving:
             self._ledger.idle(self._pump.idle_lsn)
             checkpoint, gaps = self._checkpoint(), self._all_gaps()
-            for registration, reason, position in self._removals:
-                await self._thread.run(self._store.mark_removed, registration.name, position, reason)
-            self._removals.clear()
             if self._is_due(checkpoint, gaps, asked=asked):
                 began = monotonic()
                 await self._thread.run(self._store.save, checkpoint, gaps)
                 self._saved, self._saved_gaps, self._saved_time = checkpoint, gaps, monotonic()
+                self._saved_settled = self._settled
                 self.seconds.observe(self._saved_time - began)
             if self.stream is not None and self._saved and self._saved.flushed_lsn > self.stream.flushed:
                 self.stream.report(self._assembler.commit_lsn, self._saved.flushed_lsn)
@@ -154,12 +130,13 @@ class Checkpointer:
     def _checkpoint(self) -> Checkpoint:
         mark = self._ledger.flushable()
         frontier = self._pump.frontier
-        positions = {
-            item.name: self._removed_at.get(item.name) or self._manager.pool.settled(item, frontier)
-            for item in self._manager.registry
-            if item.configured
+        self._settled = {
+            item.name: self._manager.pool.settled(item, frontier) for item in self._manager.registry if item.configured
         }
-        return Checkpoint(self._source, Lsn(mark.lsn), mark.event_id, positions)
+        # What is flushed is settled for everyone: so a handler that lies behind was not configured meanwhile.
+        flushed = Position(Lsn(mark.lsn), 0)
+        positions = {name: max(settled, flushed) for name, settled in self._settled.items()}
+        return Checkpoint(self.source, Lsn(mark.lsn), mark.event_id, positions)
 
     def _all_gaps(self) -> list[Gap]:
         own = [
@@ -175,7 +152,7 @@ class Checkpointer:
             return True
         if checkpoint == self._saved:
             return False
-        only_idle = (
-            checkpoint.callbacks == self._saved.callbacks and checkpoint.last_event_id == self._saved.last_event_id
-        )
+        only_idle = self._settled == self._saved_settled and checkpoint.last_event_id == self._saved.last_event_id
+        if only_idle and self.shares_wal:
+            return checkpoint.flushed_lsn - self._saved.flushed_lsn >= IDLE_BYTES
         return asked or not only_idle or monotonic() - self._saved_time >= IDLE_SECONDS

@@ -4,12 +4,13 @@ Drawn as a tree::
 
     CdcError                    a message, and a hint: what the operator does next
     ├── ConfigError             the configuration is wrong: all its problems at once     (exit 2)
-    ├── StateError              the state file cannot be trusted or written
+    ├── StateError              the state cannot be trusted or written
+    │   └── StateBusy           another owner holds the state: it will be waited for     (retried)
     ├── StreamLost              the connection ended: reconnect and go on                (retried)
     │   └── SlotBusy            the slot is still held by another walsender              (retried)
     ├── StreamRefused           going on would lose or corrupt events: stop              (exit 1)
     │   ├── SlotMissing         the slot that the checkpoint belongs to is gone
-    │   ├── SlotInvalidated     the server has thrown away WAL that we need
+    │   ├── SlotInvalidated     the server has thrown away WAL that we need              (exit 3)
     │   ├── SlotMismatch        the slot is of another plugin, database or history
     │   ├── ServerUnfit         wal_level, plugin, role, encoding: the server says no
     │   └── CheckpointMismatch  the checkpoint is of another cluster, or ahead of this one
@@ -20,11 +21,13 @@ Drawn as a tree::
         └── ManagerClosed       the manager has been shut down
 
 Only :func:`is_retryable` decides whether the service tries again. No message holds a row value.
+Where no exit code stands, it is 1. That of an invalidated slot is its own: a restart by a supervisor never mends it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 __all__ = [
     "CallbackError",
@@ -39,6 +42,7 @@ __all__ = [
     "SlotInvalidated",
     "SlotMismatch",
     "SlotMissing",
+    "StateBusy",
     "StateError",
     "StreamLost",
     "StreamRefused",
@@ -49,6 +53,8 @@ __all__ = [
 
 class CdcError(Exception):
     """What went wrong in one line, and in `hint` what to do about it (may be empty)."""
+
+    exit_code: ClassVar[int] = 1  # of a process that it ends
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -62,6 +68,8 @@ class CdcError(Exception):
 class ConfigError(CdcError):
     """The configuration cannot be used; `problems` holds every reason, one line each."""
 
+    exit_code = 2
+
     def __init__(self, message: str, *, problems: Sequence[str] = (), hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.problems = tuple(problems)
@@ -69,6 +77,14 @@ class ConfigError(CdcError):
 
 class StateError(CdcError):
     """The durable state is torn, foreign, newer, unreadable or not writable."""
+
+
+class StateBusy(StateError):
+    """Another owner holds the state, and will be waited for; `holder` says who, as far as the state can tell."""
+
+    def __init__(self, message: str, *, holder: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.holder = holder
 
 
 class StreamLost(CdcError):
@@ -90,7 +106,14 @@ class SlotBusy(StreamLost):
 
 
 class StreamRefused(CdcError):
-    """The stream must not start or go on as things are; an operator decides."""
+    """The stream must not start or go on as things are; an operator decides.
+
+    `gap`: the range of positions, its end not included, that is in doubt; None when none can be named.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", gap: tuple[int, int] | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.gap = gap
 
 
 class SlotMissing(StreamRefused):
@@ -99,6 +122,8 @@ class SlotMissing(StreamRefused):
 
 class SlotInvalidated(StreamRefused):
     """The server has invalidated the slot: WAL that we still need is gone."""
+
+    exit_code = 3
 
 
 class SlotMismatch(StreamRefused):

@@ -34,7 +34,7 @@ MAX_LABELS = 1_000
 """Tables, and callbacks, with series of their own: what one Prometheus takes from one target without a thought.
 The first that were seen have them; the configured handlers are registered before all others."""
 
-OUTCOMES = ("ok", "failed", "timeout", "missed", "skipped")
+OUTCOMES = ("ok", "failed", "timeout", "parked", "missed", "skipped")
 """Shown from the beginning, so that a rate sees the first; others once they occur."""
 REMOVAL_REASONS = ("failures", "inactive", "unsubscribed")
 WAL_STATUSES = ("reserved", "extended", "unreserved", "lost")
@@ -53,6 +53,7 @@ class ServiceCollector(Collector):
             self._queue,
             self._callback_counters,
             self._callback_gauges,
+            self._letters,
             self._upkeep,
         )
 
@@ -87,6 +88,11 @@ class ServiceCollector(Collector):
         yield _gauge("slot_retained_bytes", "WAL that the server keeps for the slot.", retained)
         safe = slot.safe_wal_bytes if slot is not None else None
         yield _gauge("slot_safe_wal_bytes", "WAL until the slot is in danger; absent without a limit.", safe)
+        left = slot.seconds_to_invalidation if slot is not None else None
+        help_text = "Until the server may invalidate it, at the present rate; absent when nothing speaks for it."
+        yield _gauge("slot_seconds_to_invalidation", help_text, left)
+        help_text = "Whether the server has removed WAL that was still needed."
+        yield _gauge("slot_invalidated", help_text, int(status.slot_invalidated))
         family = GaugeMetricFamily("cdc_slot_wal_status", "1 for the slot's wal_status.", labels=["status"])
         if slot is not None:
             for name in dict.fromkeys((*WAL_STATUSES, slot.wal_status or "unknown")):
@@ -105,13 +111,16 @@ class ServiceCollector(Collector):
         outcomes = CounterMetricFamily(
             "cdc_callback_events", "Events by what became of them.", labels=["callback", "outcome"]
         )
+        retries: dict[str, int] = {}
         for name, tally in self._tallies().items():
+            retries[name] = tally.retries
             seconds.add_metric([name], _buckets(tally.seconds), tally.seconds.sum)
             counts = dict.fromkeys(OUTCOMES, 0) | dict(tally.outcomes)
             for outcome, count in counts.items():
                 outcomes.add_metric([name, outcome], count)
         yield seconds
         yield outcomes
+        yield _counter("callback_retries", "Attempts but the first.", retries, "callback")
         removed = dict.fromkeys(REMOVAL_REASONS, 0) | dict(self._service.manager.registry.removed_total)
         yield _counter("callbacks_removed", "Callbacks that get no more events.", removed, "reason")
 
@@ -138,6 +147,17 @@ class ServiceCollector(Collector):
         yield _gauges("callback_holdback_bytes", "WAL that it lies behind what was received.", held)
         late = {item.name: item.holdback_seconds for item in shown}
         yield _gauges("callback_holdback_seconds", "Age of its oldest unsettled commit.", late)
+
+    def _letters(self, status: Status) -> Iterator[Metric]:
+        counts: dict[tuple[str, str], int] = {}
+        names = _bounded(item.callback for item in status.dead_letters)
+        for item in status.dead_letters:
+            key = names[item.callback], item.state
+            counts[key] = counts.get(key, 0) + item.count
+        family = GaugeMetricFamily("cdc_dead_letters", "Events that lie there.", labels=["callback", "state"])
+        for (callback, state), count in counts.items():
+            family.add_metric([callback, state], count)
+        yield family
 
     def _upkeep(self, status: Status) -> Iterator[Metric]:
         checkpointer = self._service.checkpointer

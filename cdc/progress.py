@@ -50,11 +50,23 @@ class Share:
 
     def first_unsettled(self) -> DatabaseEvent:
         """The event in work, or the first one that waits when none is."""
-        return self.events[self.handed_out if self.paused else max(self.handed_out - 1, 0)]
+        return self.events[self._done]
 
     def waiting(self) -> Sequence[DatabaseEvent]:
         """What has not been handed out; it stays."""
         return self.events[len(self.events) - length_hint(self.iterator) :]
+
+    @property
+    def _done(self) -> int:
+        return self.handed_out if self.paused else max(self.handed_out - 1, 0)
+
+    def rest(self) -> Sequence[DatabaseEvent]:
+        """What is not done, and was not taken away."""
+        return self.events[self._done : len(self.events) - self.taken]
+
+    def put_back(self) -> None:
+        """The event in work waits again, as the first: it will be handed out once more."""
+        self.iterator = iter([self.first_unsettled(), *self.iterator])
 
     def take_rest(self) -> list[DatabaseEvent]:
         """Take what has not been handed out; the worker's loop ends after the event in work."""
@@ -68,11 +80,25 @@ class Share:
 
 
 class Batch:
-    """A slice of the stream; `pending` counts the shares that are not settled."""
+    """A slice of the stream; `pending` counts the shares that are not settled.
 
-    __slots__ = ("bytes", "commits", "count", "events", "on_settled", "pending", "shares")
+    One that is not `live` holds dead letters on their way to one callback once more: no position waits for
+    it. A `lenient` one does not bring the callback nearer to its removal when it fails again.
+    """
 
-    def __init__(self, events: Sequence[DatabaseEvent], commits: Sequence[CommitMark] = (), size: int = 0) -> None:
+    __slots__ = (
+        "bytes", "commits", "count", "events", "lenient", "live", "on_settled", "pending", "shares", "undelivered",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        events: Sequence[DatabaseEvent],
+        commits: Sequence[CommitMark] = (),
+        size: int = 0,
+        *,
+        live: bool = True,
+        lenient: bool = False,
+    ) -> None:
         self.events = events
         self.count = len(events)
         self.commits = commits
@@ -80,6 +106,9 @@ class Batch:
         self.pending = 0
         self.shares: list[Share] = []
         self.on_settled: Callable[[Batch], None] | None = None
+        self.live = live
+        self.lenient = lenient
+        self.undelivered: list[DatabaseEvent] = []  # of one that is not live: settled without success
 
     def share(self, events: Sequence[DatabaseEvent]) -> Share:
         """A part of this batch for one lane; the batch is settled when all its shares are."""

@@ -77,9 +77,13 @@ class Pump:
             loop.add_reader(self._stream.socket, self._read)
             loop.call_soon(self._read)  # libpq may hold messages that have left the socket
 
-    def _broken(self) -> None:
+    def give_up(self, error: StreamLost) -> None:
+        """Leave the stream that is open now, as if it had been lost with this error."""
         if self._failed is not None and not self._failed.done():
-            self._failed.set_exception(StreamLost("a status update could not be sent", reason="connection_lost"))
+            self._failed.set_exception(error)
+
+    def _broken(self) -> None:
+        self.give_up(StreamLost("a status update could not be sent", reason="connection_lost"))
 
     def _pause(self) -> None:
         if self._stream is not None and self._reading:

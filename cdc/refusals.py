@@ -53,12 +53,15 @@ def remedy(error: psycopg.Error) -> str:
 
 
 _CHECK = "cdc check"
+_ANEW = "cdc slot show; events are missing: cdc run --accept-gap makes it anew and puts the range on record"
 _REFUSALS: tuple[tuple[str, str, type[CdcError], str], ...] = (
     # SQLSTATE, part of the message, what it means here, what the operator does
     ("55006", "", SlotBusy, "another consumer, or our own last connection, holds the slot"),
     ("42704", "", SlotMissing, "cdc slot create"),
     ("55000", "wal_level", ServerUnfit, "ALTER SYSTEM SET wal_level = logical; then restart the server"),
-    ("55000", "", SlotInvalidated, "cdc slot show; events are missing: drop it, create it, fill the gap"),
+    ("55000", "can no longer", SlotInvalidated, _ANEW),  # 14 and newer
+    ("55000", "cannot read from logical", SlotInvalidated, _ANEW),
+    ("55000", "cannot use replication slot", ServerUnfit, "it is the standby's copy: use the primary, or promote"),
     (
         "42501",
         "output plugin",
@@ -73,7 +76,11 @@ _REFUSALS: tuple[tuple[str, str, type[CdcError], str], ...] = (
     ("42601", "", ServerUnfit, _CHECK),
     ("42710", "", ServerUnfit, _CHECK),
 )
-"""What the server refuses for good, first match; everything else is worth another attempt."""
+"""What the server refuses for good, first match; everything else is worth another attempt.
+
+An invalidated slot is also told by what `pg_replication_slots` says at the next attempt, in whatever language
+the server speaks.
+"""
 
 
 def command_error(error: psycopg.Error) -> CdcError:

@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Coroutine
+from contextlib import suppress
 from datetime import UTC, datetime
 from enum import Enum
 from time import monotonic
@@ -17,23 +18,23 @@ from typing import Any
 
 import structlog
 
-from cdc.callbacks import CallbackState
-from cdc.checkpoints import Checkpointer, StateThread
+from cdc.checkpoints import Checkpointer
 from cdc.config import Config
-from cdc.errors import CdcError, ConfigError, DecodeError, is_retryable
+from cdc.enrolment import enrol
+from cdc.errors import CdcError, ConfigError, DecodeError, StateBusy, StreamLost, is_retryable
 from cdc.events import Position
-from cdc.loading import load_callback
+from cdc.letters import DeadLetters
 from cdc.lsn import Lsn
 from cdc.monitor import Monitor
 from cdc.patterns import TablePatterns
 from cdc.progress import Ledger
 from cdc.pump import Pump
+from cdc.redelivery import Redelivery
 from cdc.replication import ReplicationStream
 from cdc.resume import ResumePoint
 from cdc.session import Session
 from cdc.signals import SignalManager
-from cdc.state import CallbackState as RecordedState
-from cdc.state import Checkpoint, Gap, StateStore, open_state
+from cdc.state import Checkpoint, Gap, StateStore, StateThread, open_state
 from cdc.transactions import Assembler, CommitMark, Selection, TagRule
 
 __all__ = ["Phase", "Service"]
@@ -44,6 +45,13 @@ BACKOFF_SECONDS = (0.1, 5.0)
 """First and longest wait between attempts to connect: a restarted server is back within seconds, and one
 attempt in five seconds is no load on one that is not."""
 HEARTBEAT_SECONDS = 0.25
+STANDBY_SECONDS = 0.5
+"""Between two attempts to become the state's owner: what a takeover may lose by it is no part of its 5 s."""
+FENCE_SECONDS = 2.5
+"""A state that was silent for so long may have another owner soon: its server gives up a silent one after 4 s."""
+SHUTDOWN_SECONDS = 2.0
+"""Once all is settled and reported, a server that is being stopped ends the stream itself, at once; where it does
+not, the state lay in it and could not be written: then we leave."""
 BLOCKED_SECONDS = 0.1
 """A heartbeat that comes this much too late tells of a callback that blocked the event loop."""
 
@@ -52,6 +60,7 @@ class Phase(Enum):
     """Where the service is in its life."""
 
     STARTING = "starting"
+    STANDBY = "standby"  # another service holds the state; this one waits for it
     STREAMING = "streaming"
     RECONNECTING = "reconnecting"
     DRAINING = "draining"
@@ -64,7 +73,7 @@ class Service:
     def __init__(self, config: Config, *, accept_gap: bool = False) -> None:
         self.config = config
         self.manager = SignalManager(config.signal)
-        self.monitor = Monitor(config.source.dsn, config.source.slot)
+        self.monitor = Monitor(config.source.dsn, config.source.slot, config.slot_guard)
         self.phase = Phase.STARTING
         self.started = monotonic()
         self.reconnects: Counter[str] = Counter()
@@ -76,6 +85,7 @@ class Service:
         self.ledger: Ledger | None = None
         self.pump: Pump | None = None
         self.checkpointer: Checkpointer | None = None
+        self.letters: DeadLetters | None = None
         self.missing_identity: Counter[str] = Counter()
         self._last_message: float | None = None
         self._received_bytes = 0  # over the streams that have ended
@@ -85,6 +95,8 @@ class Service:
         self._tasks: list[asyncio.Task[None]] = []
         self._selection = _selection(config)
         self._failed: asyncio.Future[None] | None = None
+        self._redelivery: Redelivery | None = None
+        self._gaps: list[Gap] = []
 
     @property
     def received_bytes(self) -> int:
@@ -108,22 +120,65 @@ class Service:
                 hint='add a [[handlers]] section, e.g. callback = "console"',
             )
         self._failed = asyncio.get_running_loop().create_future()
-        store: StateStore = await self._state.run(open_state, self.config.state.url, owner=True)
         try:
+            if (store := await self._own_state()) is not None:
+                await self._run(store)
+        finally:
+            self.phase = Phase.STOPPED
+            self._state.close()
+
+    async def _own_state(self) -> StateStore | None:
+        """Open the state, which waits as long as another service has it; None after `stop`."""
+        while not self._stopping.is_set():
+            try:
+                return await self._state.run(open_state, self.config.state.url, owner=True)
+            except StateBusy as busy:
+                if self.phase is not Phase.STANDBY:
+                    log.info("standby", held_by=busy.holder, hint="taking over when it ends")
+                self.phase = Phase.STANDBY
+            with suppress(TimeoutError):
+                async with asyncio.timeout(STANDBY_SECONDS):
+                    await self._stopping.wait()
+        return None
+
+    async def _run(self, store: StateStore) -> None:
+        """With the state in our hands: until it is over, and drained."""
+        lost: StateBusy | None = None
+        try:
+            self.phase = Phase.STARTING
+            self._state.store = store
+            self.manager.may_deliver = self._may_deliver
+            self.manager.on_broken = self._end_with
             checkpoint = await self._state.run(store.load)
-            await self._register(store, checkpoint)
-            await self.manager.open()
+            await self._prepare(store, checkpoint)
             self._start("heartbeat", self._heartbeat())
             self._start("monitor", self.monitor.run())
             self._start("stream", self._stream_for_ever(store, checkpoint))
             await self._until_over()
+        except StateBusy as error:
+            lost = error
+            raise
         finally:
             try:
-                await self._drain()
+                await self._drain(0 if lost is not None else None)
             finally:
-                self.phase = Phase.STOPPED
                 await self._state.run(store.close)
-                self._state.close()
+
+    async def _prepare(self, store: StateStore, checkpoint: Checkpoint | None) -> None:
+        """Who keeps what fails, who is called, and who hears the operator."""
+        self.letters = self.manager.keeper = DeadLetters(store, self._state, self.config.signal)
+        self._start("letters", self.letters.run())
+        await self.letters.refresh()
+        records = {record.name: record for record in await self._state.run(store.callbacks)}
+        self._gaps += enrol(self.config, self.manager, records, checkpoint)
+        await self.manager.open()
+        self._redelivery = Redelivery(store, self._state, self.letters, self.manager)
+        self._start("redelivery", self._redelivery.run())
+        self.monitor.on_server_stopping = lambda: self._start("server-stop", self._let_server_stop())
+
+    def _may_deliver(self) -> bool:
+        """Whether the state is ours for certain: another service may have taken over what we do not hear of."""
+        return monotonic() - self._state.last_alive < FENCE_SECONDS
 
     async def _until_over(self) -> None:
         """Wait for `stop`, or for a side task that ended: each of them is meant to run as long as we do."""
@@ -143,36 +198,13 @@ class Service:
         self._tasks.append(task)
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled() or self._failed is None or self._failed.done():
-            return
-        if (error := task.exception()) is not None:
-            self._failed.set_exception(error)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._end_with(error)
 
-    async def _register(self, store: StateStore, checkpoint: Checkpoint | None) -> None:
-        """Register the handlers of the configuration, each where it had come to."""
-        records = {record.name: record for record in await self._state.run(store.callbacks)}
-        for handler in self.config.handlers:
-            record = records.get(handler.name)
-            settled = record.settled if record is not None else None
-            if checkpoint is not None and record is None:
-                log.info("handler_new", callback=handler.name, start=str(checkpoint.flushed_lsn))
-            handle = self.manager.add_callback(
-                load_callback(handler, self.config.folder, self.config.python_path),
-                name=handler.name,
-                tables=handler.tables,
-                event_types=handler.event_types,
-                tags=handler.tags,
-                exclude_columns=handler.columns.exclude,
-                mask_columns=handler.columns.mask,
-                concurrency=handler.concurrency,
-                timeout_seconds=handler.timeout_seconds,
-                configured=True,
-                settled=settled,
-            )
-            registration = self.manager.registry.get(handle.id)
-            if record is not None and record.state is RecordedState.REMOVED and registration is not None:
-                registration.state = CallbackState.REMOVED
-                log.error("handler_stays_removed", callback=handler.name, since=str(record.removed_at))
+    def _end_with(self, error: BaseException) -> None:
+        """Going on would lose something, or wait for ever: the first such error ends the service."""
+        if self._failed is not None and not self._failed.done():
+            self._failed.set_exception(error)
 
     async def _stream_for_ever(self, store: StateStore, checkpoint: Checkpoint | None) -> None:
         """Connect, stream, and again; ends by `stop`, or with an error that is not worth another attempt."""
@@ -188,6 +220,7 @@ class Service:
                     raise
                 reason = getattr(error, "reason", "connection_lost")
                 self.reconnects[reason] += 1
+                self.monitor.look_soon()  # whether the slot is still worth an attempt
                 if self.last_error != str(error):
                     log.warning("stream_lost", reason=reason, error=str(error))
                 self.last_error = str(error)
@@ -213,6 +246,7 @@ class Service:
                 await self._begin(store, checkpoint, session)
             assert self.checkpointer is not None  # noqa: S101 - made by `_begin`
             assert self.pump is not None  # noqa: S101
+            self.checkpointer.source = session.source
             self.stream = self.checkpointer.stream = stream
             self.monitor.catalog = session.catalog
             self.monitor.look_soon()
@@ -249,13 +283,12 @@ class Service:
             self.pump,
             self.config.state.checkpoint_interval_seconds,
         )
-        for record in await self._state.run(store.callbacks):
-            if record.state is RecordedState.REMOVED and record.removed_at is not None:
-                self.checkpointer.keep_removed(record.name, record.removed_at)
+        self.checkpointer.shares_wal = await self._state.run(store.shares_wal, session.source.system_identifier)
         self._check_positions(checkpoint, session)
         if resume.gap_from is not None:
-            self.checkpointer.note_gap(_accepted_gap(resume))
-        self.manager.on_removed = self.checkpointer.note_removed
+            self._gaps.append(_accepted_gap(resume))
+        for gap in self._gaps:
+            self.checkpointer.note_gap(gap)
         self.pump.on_reply_requested = self.checkpointer.request
         await self.checkpointer.save()
         self._start("checkpoints", self.checkpointer.run())
@@ -276,13 +309,26 @@ class Service:
             if late > BLOCKED_SECONDS:
                 self.loop_blocked_seconds += late
 
-    async def _drain(self) -> None:
+    async def _let_server_stop(self) -> None:
+        """A server in its fast stop waits until we have confirmed all: at most as long as we would drain ourselves."""
+        deadline = monotonic() + self.config.signal.drain_timeout_seconds
+        while self.monitor.server_stopping is not None and self.stream is not None:
+            if self.ledger is not None and self.ledger.is_settled:
+                deadline = min(deadline, monotonic() + SHUTDOWN_SECONDS)
+            if monotonic() >= deadline and self.pump is not None:
+                self.pump.give_up(StreamLost("the server is being stopped", reason="server_shutdown"))
+                return
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+
+    async def _drain(self, timeout: float | None = None) -> None:
         """Stop reading, let the callbacks finish what is queued, save, report, close."""
         self.phase = Phase.DRAINING
         self._stopping.set()  # whatever it was that ended us: no new connection
         if self.pump is not None:
             self.pump.stop()
-        drained = await self.manager.shutdown()
+        drained = await self.manager.shutdown(timeout)
+        if self._redelivery is not None:
+            await self._redelivery.close()
         for task in self._tasks:
             task.cancel()
         if self._tasks:

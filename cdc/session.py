@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psycopg
 import structlog
@@ -69,12 +69,10 @@ class Session:
             settings = await connection.settings()
             codec = _fit(settings)
             slot = await connection.slot(config.slot)
-            resume = resume_point(identity, slot, checkpoint, config, accept_gap=accept_gap)
-            if resume.create:
-                consistent = await connection.create_slot(config.slot, config.plugin)
-                resume = ResumePoint(
-                    consistent, resume.last_event_id, create=True, note=resume.note, gap_from=resume.gap_from
-                )
+            resume = resume_point(identity, slot, checkpoint, config, accept_gap=accept_gap, received=received)
+            if received and resume.note:
+                log.warning("resume", note=resume.note, lsn=str(resume.lsn))  # not the first connection of this run
+            resume = await _prepare(connection, slot, resume, config)
             filters = server_filters(selection)
             interval = status_interval(int(settings.get("wal_sender_timeout", "60000")) / 1000)
             stream, as_text = await _start(
@@ -98,6 +96,21 @@ class Session:
         decoder = Wal2JsonDecoder(catalog, watch=selection.watched_columns, codec=codec)
         fingerprint = ";".join(f"{key}={value}" for key, value in sorted(filters.items()))
         return cls(identity, source_of(identity, config, fingerprint), resume, stream, catalog, decoder)
+
+
+async def _prepare(
+    connection: ReplicationConnection, slot: SlotInfo | None, resume: ResumePoint, config: SourceConfig
+) -> ResumePoint:
+    """Make the slot what the configuration says, and what the policy has decided."""
+    if resume.create:
+        if resume.drop:
+            await connection.drop_slot(config.slot)
+            log.warning("slot_dropped", slot=config.slot, invalidation=slot.invalidation if slot else "")
+        return replace(resume, lsn=await connection.create_slot(config.slot, config.plugin, failover=config.failover))
+    if config.failover and (slot is None or not slot.failover):
+        await connection.enable_failover(config.slot)
+        log.info("slot_failover_enabled", slot=config.slot)
+    return resume
 
 
 async def _start(

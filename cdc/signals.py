@@ -12,30 +12,45 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import structlog
 
 from cdc.callbacks import CallbackState, Invocation, Registration, Registry, parse_event_types
-from cdc.config import SignalConfig
+from cdc.config import AfterRemoval, OnFailure, SignalConfig
 from cdc.errors import CallbackError, CdcError, ManagerClosed
 from cdc.events import DatabaseEvent, EventType, Position
+from cdc.failures import Failure
 from cdc.patterns import TablePatterns, TagPatterns
 from cdc.progress import Batch
 from cdc.workers import Bounds, Pool
 
-__all__ = ["CallbackHandle", "CallbackPerformance", "ErrorHandler", "SignalManager", "SignalStats"]
+__all__ = ["CallbackHandle", "CallbackPerformance", "ErrorHandler", "Keeper", "SignalManager", "SignalStats"]
 
 log = structlog.get_logger("cdc.signals")
 
 ErrorHandler = Callable[[BaseException, DatabaseEvent | None, str], Awaitable[None] | None]
 """Called with the error, the event it is about (None: the callback as a whole) and the callback's name."""
 
-RemovalListener = Callable[[Registration, str, Position], None]
+
+class Keeper(Protocol):
+    """Who keeps what callbacks of the configuration have not handled; without one it is missed."""
+
+    async def keep_failed(self, registration: Registration, failure: Failure) -> None:
+        """Returns once the event is durably a dead letter."""
+
+    async def keep_parked(self, registration: Registration, events: Sequence[DatabaseEvent]) -> int:
+        """Returns once events are durably kept: how many, from the front; for the rest there is no room."""
+
+    def note_removed(self, registration: Registration, reason: str, position: Position) -> None:
+        """A callback is removed: it is not called after `position`."""
+
 
 ROW_EVENTS = frozenset({EventType.CREATE, EventType.UPDATE, EventType.DELETE})
 MAX_TOLD = 100
 """Calls of an asynchronous error handler in work at once; past it a failed event is only counted and logged."""
+FENCE_SECONDS = 0.1
+"""How often is asked whether callbacks may be called again, while they may not."""
 GRACE_SECONDS = 2.0
 """After the drain deadline: for callbacks to react to their cancellation, and for their `close`."""
 
@@ -103,7 +118,9 @@ class SignalManager:
         bounds = Bounds(self.config.max_queued_events, self.config.max_queued_bytes)
         self.pool = Pool(self.registry, bounds, self)
         self.on_room: Callable[[], None] | None = None
-        self.on_removed: RemovalListener | None = None
+        self.keeper: Keeper | None = None
+        self.may_deliver: Callable[[], bool] | None = None  # asked before each share of a batch
+        self.on_broken: Callable[[BaseException], None] | None = None  # told of a mistake of ours that stops a callback
         self._error_handler: ErrorHandler | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._cleanup: asyncio.Task[None] | None = None
@@ -135,14 +152,18 @@ class SignalManager:
         mask_columns: Iterable[str] = (),
         concurrency: int = 1,
         timeout_seconds: float | None = None,
+        max_attempts: int = 1,
+        on_failure: OnFailure = OnFailure.DEAD_LETTER,
+        after_removal: AfterRemoval = AfterRemoval.PARK,
         configured: bool = False,
         settled: Position | None = None,
+        state: CallbackState = CallbackState.ACTIVE,
     ) -> CallbackHandle:
         """Register a function (`def` or `async def`) or an object with `handle` or `handle_batch`.
 
-        Without conditions it gets every create, update and delete. `settled`: events up to there were
-        handled in an earlier run. TooManyCallbacks past `max_callbacks`, ManagerClosed after `shutdown`,
-        CallbackError or ConfigError for what cannot be a callback or a condition.
+        Without conditions it gets every create, update and delete. `settled` and `state`: how far it had come
+        in an earlier run, and whether it was removed there. TooManyCallbacks past `max_callbacks`, ManagerClosed
+        after `shutdown`, CallbackError or ConfigError for what cannot be a callback or a condition.
         """
         if self._closed:
             raise ManagerClosed("the signal manager is shut down")
@@ -150,6 +171,8 @@ class SignalManager:
             raise CallbackError(f"concurrency is {concurrency}", hint="1 keeps commit order, N > 1 order per record")
         if timeout_seconds is not None and not timeout_seconds > 0:
             raise CallbackError(f"timeout_seconds is {timeout_seconds}", hint="it is more than 0, or None: the default")
+        if max_attempts < 1:
+            raise CallbackError(f"max_attempts is {max_attempts}", hint="1 is one attempt, without retries")
         for words in (tables, event_types, tags, exclude_columns, mask_columns):
             if isinstance(words, str):  # it would be taken apart into letters, and mask nothing
                 raise CallbackError(f"{words!r} is one word, not several", hint=f"write [{words!r}]")
@@ -170,6 +193,10 @@ class SignalManager:
                 timeout_seconds=timeout_seconds or self.config.callback_timeout_seconds,
                 configured=configured,
                 settled=settled,
+                max_attempts=max_attempts,
+                blocks=on_failure is OnFailure.BLOCK,
+                parks=configured and after_removal is AfterRemoval.PARK,
+                state=state,
                 last_active=monotonic(),
             )
 
@@ -211,7 +238,7 @@ class SignalManager:
 
     async def open(self) -> None:
         """Call every callback's `open` now instead of before its first event; CallbackError if one fails."""
-        for registration in self.registry.active:
+        for registration in self.registry.active:  # not those that are removed: whoever resumes them opens them
             error = await self.pool.open(registration)
             if isinstance(error, CdcError):
                 raise error
@@ -254,6 +281,7 @@ class SignalManager:
         drained = await self.drain(timeout)
         if self._cleanup is not None:
             self._cleanup.cancel()
+        self.pool.close_parking()
         await self.pool.close(list(self.pool.lanes), GRACE_SECONDS)
         if self._tasks:
             _, strays = await asyncio.wait(self._tasks, timeout=GRACE_SECONDS)
@@ -337,6 +365,28 @@ class SignalManager:
             await asyncio.sleep(self.config.cleanup_interval_seconds)
             await self.clean_up()
 
+    async def may_begin(self) -> None:
+        """Of the pool (see `PoolListener`): whether callbacks may be called at the moment."""
+        while self.may_deliver is not None and not self.may_deliver():  # noqa: ASYNC110 - time alone decides it
+            await asyncio.sleep(FENCE_SECONDS)
+
+    async def keep_failed(self, registration: Registration, failure: Failure) -> bool:
+        """Of the pool (see `PoolListener`): an event has failed."""
+        if self.keeper is None or not registration.configured or registration.state is CallbackState.UNSUBSCRIBED:
+            return False
+        await self.keeper.keep_failed(registration, failure)
+        return True
+
+    async def keep_parked(self, registration: Registration, events: Sequence[DatabaseEvent]) -> int:
+        """Of the pool (see `PoolListener`): events of a removed callback."""
+        return await self.keeper.keep_parked(registration, events) if self.keeper is not None else 0
+
+    def broke(self, error: BaseException) -> None:
+        """Of the pool (see `PoolListener`): a mistake of ours."""
+        log.error("lane_broken", error=type(error).__name__, exc_info=error)
+        if self.on_broken is not None:
+            self.on_broken(error)
+
     def event_failed(self, registration: Registration, event: DatabaseEvent, error: BaseException) -> None:
         """Of the pool (see `PoolListener`): an event failed."""
         log.warning(
@@ -358,8 +408,8 @@ class SignalManager:
                 callback=registration.name,
             )
             self._tell(error, None, registration.name)
-        if self.on_removed is not None:
-            self.on_removed(registration, reason, position)
+            if self.keeper is not None and registration.configured:
+                self.keeper.note_removed(registration, reason, position)
 
     def room_again(self) -> None:
         """Of the pool (see `PoolListener`): the queue is below its bounds again."""

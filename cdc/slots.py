@@ -33,7 +33,11 @@ def slot_query(name: str) -> sql.Composed:
 
 @dataclass(frozen=True, slots=True)
 class SlotInfo:
-    """One slot. Sizes in bytes; `invalidation` is "" for a slot that works."""
+    """One slot. Sizes in bytes; `invalidation` is "" for a slot that works.
+
+    None for what the server is too old to say: `failover` and `synced` (copied from a primary by this
+    standby) came with PostgreSQL 17, and so did `inactive_since`, a time as the server prints it.
+    """
 
     name: str
     slot_type: str
@@ -48,6 +52,9 @@ class SlotInfo:
     wal_status: str
     safe_wal_bytes: int | None
     invalidation: str
+    failover: bool | None = None
+    synced: bool | None = None
+    inactive_since: str | None = None
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> SlotInfo:
@@ -66,6 +73,9 @@ class SlotInfo:
             wal_status=row.get("wal_status") or "",
             safe_wal_bytes=row.get("safe_wal_size"),
             invalidation=_invalidation(row),
+            failover=row.get("failover"),
+            synced=row.get("synced"),
+            inactive_since=row.get("inactive_since"),
         )
 
     @property
@@ -86,12 +96,16 @@ class SlotInfo:
 
 
 def _invalidation(row: Mapping[str, Any]) -> str:
-    """Why the slot is dead. A reason that we do not know is a reason all the same."""
+    """Why the slot is dead. A reason that we do not know is a reason all the same.
+
+    A slot that somebody is making at this moment has no restart_lsn either.
+    """
     if row.get("invalidation_reason"):
         return str(row["invalidation_reason"])
     if row.get("conflicting"):
         return "conflict with recovery"
-    return "wal_removed" if row.get("wal_status") == "lost" or row["restart_lsn"] is None else ""
+    unreserved = row["restart_lsn"] is None and row["active_pid"] is None
+    return "wal_removed" if row.get("wal_status") == "lost" or unreserved else ""
 
 
 def _lsn(text: str | None) -> Lsn | None:

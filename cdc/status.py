@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any
 
 from cdc.callbacks import CallbackState, Registration
-from cdc.events import DatabaseEvent, Position
+from cdc.events import DatabaseEvent
 from cdc.logs import clean
 from cdc.lsn import Lsn
 from cdc.service import Phase, Service
@@ -22,6 +22,7 @@ __all__ = [
     "LAG_OBJECTIVE_SECONDS",
     "CallbackStatus",
     "CheckpointStatus",
+    "LetterStatus",
     "QueueStatus",
     "SlotStatus",
     "Status",
@@ -35,10 +36,15 @@ WIRE_SILENCE_SECONDS = 60.0
 """A healthy wire is never quiet for so long: status updates go at least every 10 s, and ask for an answer when
 nothing came for one interval. It is also PostgreSQL's own default `wal_sender_timeout`."""
 
+PHASE_WORDS = {Phase.STANDBY: "standby: another one holds the state"}
+
 
 @dataclass(frozen=True, slots=True)
 class SlotStatus:
-    """What the server says of the slot; `age_seconds` is how long ago it was asked."""
+    """What the server says of the slot; `age_seconds` is how long ago it was asked.
+
+    `seconds_to_invalidation` at the present rate; None when nothing speaks for it.
+    """
 
     name: str
     restart_lsn: Lsn | None
@@ -48,6 +54,10 @@ class SlotStatus:
     retained_bytes: int | None
     active_pid: int | None
     invalidation: str
+    seconds_to_invalidation: float | None
+    failover: bool | None
+    synced: bool | None
+    inactive_since: str | None
     age_seconds: float
 
 
@@ -73,8 +83,23 @@ class CheckpointStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class LetterStatus:
+    """The dead letters of one callback and state; `retry`: how many of them wait for another attempt."""
+
+    callback: str
+    state: str
+    count: int
+    bytes: int
+    retry: int
+    oldest_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class CallbackStatus:
-    """One callback. `holdback_*`: how far it lies behind what was received, in WAL and since the commit."""
+    """One callback. `holdback_*`: how far it lies behind what was received, in WAL and since the commit.
+
+    `held`: why it waits, empty when it does not.
+    """
 
     name: str
     configured: bool
@@ -82,9 +107,12 @@ class CallbackStatus:
     ok: int
     failed: int
     timeout: int
+    parked: int
     missed: int
     skipped: int
+    retries: int
     consecutive_failures: int
+    held: str
     mean_seconds: float
     holdback_bytes: int
     holdback_seconds: float
@@ -114,10 +142,13 @@ class Status:
     silence_seconds: float | None
     reconnects: Mapping[str, int]
     slot: SlotStatus | None
+    slot_invalidated: bool
     slot_held_by: str | None
+    server_stopping_seconds: float | None
     queue: QueueStatus
     checkpoint: CheckpointStatus
     callbacks: Sequence[CallbackStatus]
+    dead_letters: Sequence[LetterStatus]
     missing_replica_identity: Mapping[str, int]
     last_error: str
 
@@ -131,11 +162,13 @@ def snapshot(service: Service) -> Status:
     """Look at the service; on its event loop. Costs microseconds per callback and lane."""
     now = datetime.now(UTC)
     received, flushed, server = _received(service), _flushed(service), _server(service)
-    waiting = {item: _first_unsettled(service, item) for item in service.manager.registry}
+    waiting = {item: service.manager.pool.first_unsettled(item) for item in service.manager.registry}
     holder = _holder(waiting)
     ages = {item: 0.0 if event is None else _age(event, now) for item, event in waiting.items()}
     lag = max([_seconds_behind(service, received or 0), *ages.values()])
     last = service.last_message
+    held = service.letters.held if service.letters is not None else {}
+    stopping = service.monitor.server_stopping
     not_ready, not_alive = tuple(_not_ready(service, lag)), tuple(_not_alive(service))
     return Status(
         phase=service.phase.value,
@@ -153,13 +186,21 @@ def snapshot(service: Service) -> Status:
         silence_seconds=None if last is None else monotonic() - last,
         reconnects=dict(service.reconnects),
         slot=_slot(service),
+        slot_invalidated=_is_invalidated(service),
         slot_held_by=None if holder is None else holder.name,
+        server_stopping_seconds=None if stopping is None else monotonic() - stopping,
         queue=_queue(service),
         checkpoint=_checkpoint(service),
         callbacks=[
-            _callback(item, ages[item], 0 if event is None else _holdback_bytes(service, event, item is holder))
+            _callback(
+                item,
+                ages[item],
+                0 if event is None else _holdback_bytes(service, event, item is holder),
+                held.get(item.name, ""),
+            )
             for item, event in waiting.items()
         ],
+        dead_letters=_letters(service, now),
         missing_replica_identity=dict(service.missing_identity),
         last_error=clean(service.last_error),
     )
@@ -186,16 +227,6 @@ def _server(service: Service) -> Lsn | None:
 
 def _is_connected(service: Service) -> bool:
     return service.stream is not None and service.phase is not Phase.STOPPED
-
-
-def _first_unsettled(service: Service, registration: Registration) -> DatabaseEvent | None:
-    lanes = service.manager.pool.lanes.get(registration, ())
-    first = [event for lane in lanes if (event := lane.first_unsettled()) is not None]
-    return min(first, key=_position, default=None)
-
-
-def _position(event: DatabaseEvent) -> Position:
-    return event.position
 
 
 def _holder(waiting: Mapping[Registration, DatabaseEvent | None]) -> Registration | None:
@@ -231,8 +262,32 @@ def _slot(service: Service) -> SlotStatus | None:
         retained_bytes=slot.retained_bytes,
         active_pid=slot.active_pid,
         invalidation=slot.invalidation,
+        seconds_to_invalidation=monitor.guard.seconds_to_invalidation,
+        failover=slot.failover,
+        synced=slot.synced,
+        inactive_since=slot.inactive_since,
         age_seconds=monotonic() - monitor.looked_time,
     )
+
+
+def _is_invalidated(service: Service) -> bool:
+    slot = service.monitor.slot
+    return slot is not None and slot.invalidation != ""
+
+
+def _letters(service: Service, now: datetime) -> Sequence[LetterStatus]:
+    totals = service.letters.totals() if service.letters is not None else {}
+    return [
+        LetterStatus(
+            callback=total.callback,
+            state=total.state.value,
+            count=total.count,
+            bytes=total.bytes,
+            retry=total.retry,
+            oldest_seconds=max((now - total.oldest).total_seconds(), 0.0),
+        )
+        for total in totals.values()
+    ]
 
 
 def _queue(service: Service) -> QueueStatus:
@@ -254,7 +309,7 @@ def _checkpoint(service: Service) -> CheckpointStatus:
     return CheckpointStatus(saved.flushed_lsn, saved.last_event_id, age, clean(checkpointer.error))
 
 
-def _callback(item: Registration, holdback_seconds: float, holdback_bytes: int) -> CallbackStatus:
+def _callback(item: Registration, holdback_seconds: float, holdback_bytes: int, held: str) -> CallbackStatus:
     calls, outcomes = item.seconds.count, item.outcomes
     return CallbackStatus(
         name=item.name,
@@ -263,9 +318,12 @@ def _callback(item: Registration, holdback_seconds: float, holdback_bytes: int) 
         ok=outcomes["ok"],
         failed=outcomes["failed"],
         timeout=outcomes["timeout"],
+        parked=outcomes["parked"],
         missed=outcomes["missed"],
         skipped=outcomes["skipped"],
+        retries=item.retries,
         consecutive_failures=item.consecutive_failures,
+        held=held,
         mean_seconds=item.seconds.sum / calls if calls else 0.0,
         holdback_bytes=holdback_bytes,
         holdback_seconds=holdback_seconds,
@@ -286,23 +344,39 @@ def _holdback_bytes(service: Service, waiting: DatabaseEvent, is_holder: bool) -
 
 
 def _not_ready(service: Service, lag: float) -> list[str]:
-    reasons = [] if service.phase is Phase.STREAMING else [service.phase.value]
-    if service.checkpointer is not None and service.checkpointer.error:
-        reasons.append(f"the checkpoint cannot be written: {clean(service.checkpointer.error)}")
+    reasons = [] if service.phase is Phase.STREAMING else [PHASE_WORDS.get(service.phase, service.phase.value)]
+    reasons += _state_reasons(service)
     reasons += [
         f"handler {item.name!r} is removed"
         for item in service.manager.registry
         if item.configured and item.state is CallbackState.REMOVED
     ]
+    if _is_invalidated(service):
+        reasons.append("the slot is invalidated")
+    reasons += service.monitor.guard.reasons
+    if service.monitor.server_stopping is not None and _is_connected(service):
+        reasons.append("the server is being stopped")
     if lag > LAG_OBJECTIVE_SECONDS:
         reasons.append(f"{lag:.0f} s behind, the objective is {LAG_OBJECTIVE_SECONDS:.0f} s")
+    return reasons
+
+
+def _state_reasons(service: Service) -> list[str]:
+    """What is wrong with the state, and what waits for it."""
+    reasons = []
+    if service.checkpointer is not None and service.checkpointer.error:
+        reasons.append(f"the checkpoint cannot be written: {clean(service.checkpointer.error)}")
+    if (letters := service.letters) is not None:
+        if letters.error:
+            reasons.append(f"the dead letters cannot be written: {clean(letters.error)}")
+        reasons += [f"handler {name!r} waits: {clean(why)}" for name, why in letters.held.items()]
     return reasons
 
 
 def _not_alive(service: Service) -> list[str]:
     """Alive is what a restart would not make better.
 
-    While streaming: the wire was active lately, or it is we who do not read, for want of room. Starting,
+    While streaming: the wire was active lately, or it is we who do not read, for want of room. Starting, standing by,
     reconnecting (a server that is down stays down whatever we do) and draining (it has a deadline) are alive.
     """
     if service.phase is Phase.STOPPED:

@@ -151,6 +151,8 @@ class Child:
         self.slot = slot or f"slot_{secrets.token_hex(6)}"
         self.state_path = folder / "state.db"
         self.process: subprocess.Popen[bytes] | None = None
+        self.program = "cdc.cli"  # the module that is run
+        self.environment: dict[str, str] = {}  # beside that of the tests
         (folder / "records.py").write_text(RECORDS)
         settings: dict[str, dict[str, Any]] = {
             "source": {"dsn": dsn, "slot": self.slot},
@@ -191,10 +193,10 @@ class Child:
 
     def begin(self, *arguments: str) -> None:
         """Start the process."""
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **self.environment}
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "cdc.cli", "run", "--config", "cdc.toml", *arguments],
+                [sys.executable, "-m", self.program, "run", "--config", "cdc.toml", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
@@ -232,6 +234,14 @@ class Child:
         """SIGTERM."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
+
+    def freeze(self) -> None:
+        """SIGSTOP: it is there, and does nothing."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        os.kill(self.pid, signal.SIGCONT)
 
     def wait(self, timeout: float = START_SECONDS) -> int:
         """Its exit code."""

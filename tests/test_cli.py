@@ -68,13 +68,13 @@ def test_version_and_help_are_told(cdc: Cdc) -> None:
 
     text = cdc("--help")
     assert text.returncode == 0
-    for command in ("init", "check", "run", "demo", "status", "slot"):
+    for command in ("init", "check", "run", "demo", "status", "slot", "handlers", "dead-letters"):
         assert command in text.stdout
 
 
 def test_wrong_usage_is_exit_2(cdc: Cdc) -> None:
     """An unknown command, an unknown option."""
-    for arguments in (["bogus"], ["check", "--bogus"], ["slot", "bogus"]):
+    for arguments in (["bogus"], ["check", "--bogus"], ["slot", "bogus"], ["dead-letters", "show", "x"]):
         result = cdc(*arguments)
         assert result.returncode == 2
         assert "Traceback" not in result.stderr

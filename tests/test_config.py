@@ -472,7 +472,7 @@ def test_template_shows_every_setting_with_its_default(folder: Path, monkeypatch
     everything = uncommented(template)
     full = load(write(folder, everything))
 
-    for section in ("source", "state", "signal", "http", "log"):
+    for section in ("source", "state", "signal", "slot_guard", "http", "log"):
         assert getattr(full, section) == getattr(plain, section), section
         written: dict[str, Any] = tomllib.loads(everything)[section]
         assert written.keys() == type(getattr(full, section)).model_fields.keys(), section

@@ -115,6 +115,37 @@ async def test_ready_turns_503_when_the_checkpoint_cannot_be_written(
     assert reasons == ["the checkpoint cannot be written: no space left on device"]
 
 
+async def test_ready_turns_503_when_a_callback_waits_for_room(database: Database, tmp_path: Path) -> None:
+    """Its dead letters are full: its next failed event is held, and so is the slot; the reason names it."""
+    database.execute("CREATE TABLE a (id int PRIMARY KEY)")
+    limits = {"max_parked_events": 1, "remove_failing_callbacks": False}
+    async with running(make_config(database.dsn, tmp_path, {"bad": "fail"}, signal=limits)) as run:
+        database.execute("INSERT INTO a VALUES (1), (2)")
+
+        async def is_held() -> bool:
+            return (await ready(run))[0] == 503
+
+        await eventually(is_held, timeout=30)
+        _, reasons = await ready(run)
+        shown = json.loads((await run.get("/status"))[1])
+
+    assert reasons[0].startswith("handler 'bad' waits: ")
+    (letters,) = shown["dead_letters"]
+    assert (letters["callback"], letters["state"], letters["count"]) == ("bad", "failed", 1)
+    assert shown["callbacks"][0]["held"]
+
+
+async def test_a_service_that_stands_by_is_alive_but_not_ready(tmp_path: Path) -> None:
+    """Another one holds the state: a restart of this one would change nothing."""
+    service = Service(make_config("postgresql:///none", tmp_path))
+    service.phase = Phase.STANDBY
+    seen = status.snapshot(service)
+
+    assert list(seen.not_ready) == ["standby: another one holds the state"]
+    assert seen.alive
+    assert seen.phase == "standby"
+
+
 async def test_ready_says_draining_until_the_last_callback_is_done(database: Database, tmp_path: Path) -> None:
     """After the stop was asked for, the endpoints go on until the service has come to its end."""
     database.execute("CREATE TABLE a (id int PRIMARY KEY)")

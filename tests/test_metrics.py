@@ -20,7 +20,8 @@ Samples = dict[tuple[str, ...], float]
 NAMES = {
     "events_total events_filtered_total received_bytes_total transactions_total connected reconnects_total",
     "last_message_timestamp_seconds lag_seconds lag_bytes received_lsn flushed_lsn slot_retained_bytes",
-    "slot_safe_wal_bytes slot_wal_status queued_events queued_bytes queue_limit_events queue_limit_bytes",
+    "slot_safe_wal_bytes slot_wal_status slot_seconds_to_invalidation slot_invalidated",
+    "dead_letters queued_events queued_bytes queue_limit_events queue_limit_bytes callback_retries_total",
     "callbacks callback_seconds callback_events_total callback_consecutive_failures callback_up",
     "callbacks_removed_total callback_holdback_bytes callback_holdback_seconds checkpoint_seconds",
     "checkpoints_total missing_replica_identity_total event_loop_blocked_seconds_total build_info",
@@ -161,7 +162,7 @@ async def test_a_full_queue_is_seen(database: Database, tmp_path: Path) -> None:
 
 
 async def test_a_removed_handler_is_seen(database: Database, tmp_path: Path) -> None:
-    """Its failures, its removal and what it misses from then on are counted; the others go on."""
+    """Its failures, its removal, and what lies in the dead letters for it are counted; the others go on."""
     database.execute("CREATE TABLE a (id int PRIMARY KEY)")
     config = make_config(database.dsn, tmp_path, {"good": "receive", "bad": "fail"})
     async with running(config) as run:
@@ -170,7 +171,7 @@ async def test_a_removed_handler_is_seen(database: Database, tmp_path: Path) -> 
         async def is_done() -> bool:
             found = await scrape(run)
             return (
-                found["cdc_callback_events_total", "bad", "missed"] == 7
+                found["cdc_callback_events_total", "bad", "parked"] == 7
                 and found["cdc_callback_events_total", "good", "ok"] == 10
             )
 
@@ -178,6 +179,9 @@ async def test_a_removed_handler_is_seen(database: Database, tmp_path: Path) -> 
         found = await scrape(run)
 
     assert found["cdc_callback_events_total", "bad", "failed"] == 3
+    assert found["cdc_dead_letters", "bad", "failed"] == 3
+    assert found["cdc_dead_letters", "bad", "parked"] == 7
+    assert found["cdc_callback_retries_total", "bad"] == 6
     assert found["cdc_callback_consecutive_failures", "bad"] == 3
     assert found["cdc_callback_up", "bad"] == 0
     assert found["cdc_callback_up", "good"] == 1

@@ -46,11 +46,11 @@ def deliver(database: Database, service: Child, number: int = 1) -> None:
     service.stop()
 
 
-def assert_refused(service: Child, *said: str, arguments: tuple[str, ...] = ()) -> None:
-    """It ends with exit 1, one `error:` line that holds the words, and one `fix:` line; no traceback."""
+def assert_refused(service: Child, *said: str, arguments: tuple[str, ...] = (), exit_code: int = 1) -> None:
+    """It ends with that exit code, one `error:` line that holds the words, and one `fix:` line; no traceback."""
     code, output = service.run(*arguments)
     plain = [line for line in output.splitlines() if not line.startswith("{")]
-    assert code == 1, output
+    assert code == exit_code, output
     assert len(plain) == 2, output
     assert plain[0].startswith("error: ")
     assert plain[1].startswith("fix: ")
@@ -76,7 +76,7 @@ def test_a_slot_that_is_gone_is_not_made_anew(database: Database, service: Child
     deliver(database, service)
     flushed = service.flushed()
     drop_slot(database, service.slot)
-    assert_refused(service, f"slot '{service.slot}' is gone", "--accept-gap")
+    assert_refused(service, f"slot '{service.slot}' is gone", "--accept-gap", f"in doubt: [{flushed}, ")
     assert slot_info(database.cluster, service.slot) is None
 
     service.start("--accept-gap")
@@ -104,7 +104,7 @@ def test_a_slot_that_was_dropped_and_made_anew_is_refused(database: Database, se
     database.execute("INSERT INTO items VALUES (2)")
     make_slot(database, service.slot)
     anew = confirmed(database.cluster, service.slot)
-    assert_refused(service, "was advanced or made anew by somebody else", str(flushed), str(anew))
+    assert_refused(service, "was advanced or made anew by somebody else", f"in doubt: [{flushed}, {anew})")
     assert confirmed(database.cluster, service.slot) == anew
 
     service.start("--accept-gap")
@@ -124,7 +124,8 @@ def test_a_slot_that_somebody_advanced_is_refused(database: Database, service: C
     database.execute("INSERT INTO items VALUES (2)")
     database.execute(f"SELECT pg_replication_slot_advance('{service.slot}', pg_current_wal_lsn())")
     advanced = confirmed(database.cluster, service.slot)
-    assert_refused(service, "was advanced or made anew by somebody else")
+    said = f"in doubt: [{service.flushed()}, {advanced})"
+    assert_refused(service, "was advanced or made anew by somebody else", said)
     assert confirmed(database.cluster, service.slot) == advanced
 
 
@@ -174,30 +175,91 @@ def test_a_slot_of_another_database_is_refused(cluster: Cluster, database: Datab
         drop_database(cluster, "another")
 
 
-def test_an_invalidated_slot_is_refused(own_cluster: OwnCluster, tmp_path: Path) -> None:
-    """The server has removed WAL that we still needed: while we were connected, and while we were away."""
-    server = own_cluster({"max_slot_wal_keep_size": "1MB", "min_wal_size": "32MB", "max_wal_size": "32MB"})
+LIMITED = {"max_slot_wal_keep_size": "1MB", "min_wal_size": "32MB", "max_wal_size": "32MB"}
+
+
+def invalidate(database: Database) -> None:
+    """Write more WAL than the server keeps for a slot, and let it notice."""
+    for _ in range(4):
+        database.execute("SELECT pg_switch_wal()")
+        database.execute("SELECT pg_logical_emit_message(false, 'x', 'y')")
+    database.execute("CHECKPOINT")
+
+
+def test_a_slot_invalidated_while_connected_ends_the_service_at_once(own_cluster: OwnCluster, tmp_path: Path) -> None:
+    """The server ends the walsender with the words of a termination; one look at the slot tells: no second attempt."""
+    server = own_cluster(LIMITED)
     database = Database(server, "postgres")
     database.execute(ITEMS)
-    gate = tmp_path / "gate"
-    handlers = {"audit": {"callback": "records:Gated", "options": {"gate": str(gate)}}}
+    handlers = {"audit": {"callback": "records:Gated", "options": {"gate": str(tmp_path / "gate")}}}
     with child(tmp_path, database.dsn, handlers) as service:
         service.start()
         database.execute("INSERT INTO items VALUES (1)")
-        for _ in range(4):
-            database.execute("SELECT pg_switch_wal()")
-            database.execute("SELECT pg_logical_emit_message(false, 'x', 'y')")
-        database.execute("CHECKPOINT")
-        # The server ends the walsender with "terminating connection due to administrator command".
-        assert service.wait() == 1
+        invalidate(database)
+        assert service.wait() == 3
         assert "is invalidated" in service.tail()
-        assert "cdc slot drop" in service.tail()
+        assert "accept-gap" in service.tail()
         assert service.lines() == []
+        assert len(service.log("stream_lost")) <= 2  # the server marks the slot only after the walsender has gone
         info = slot_info(server, service.slot)
         assert info is not None
         assert info.invalidation
-        assert_refused(service, "is invalidated", "cdc slot drop")
-        assert_refused(service, "is invalidated", arguments=("--accept-gap",))
+        assert_refused(service, "is invalidated", "in doubt: [", exit_code=3)
+
+
+def test_a_slot_invalidated_while_away_is_made_anew_only_on_demand(own_cluster: OwnCluster, tmp_path: Path) -> None:
+    """With the range on record; and events go on behind it, with the ids going on."""
+    server = own_cluster(LIMITED)
+    database = Database(server, "postgres")
+    database.execute(ITEMS)
+    with child(tmp_path, database.dsn) as service:
+        deliver(database, service)
+        flushed = service.flushed()
+        database.execute("INSERT INTO items VALUES (2)")
+        invalidate(database)
+        assert_refused(service, "is invalidated", f"in doubt: [{flushed}, ", exit_code=3)
+        assert_refused(service, "is invalidated", exit_code=3)
+        service.start("--accept-gap")
+        database.execute("INSERT INTO items VALUES (3)")
+        lines = service.wait_for_lines(2)
+        service.stop()
+        assert [line.record_id for line in lines] == ["1", "3"]
+        assert_once_in_order(lines)
+        assert_gap(service, flushed)
+        deliver(database, service, 4)
+
+
+def test_an_invalidated_slot_is_not_dropped_where_others_make_it(own_cluster: OwnCluster, tmp_path: Path) -> None:
+    """create_slot = false: --accept-gap or not, it stays, and the commands are named."""
+    server = own_cluster(LIMITED)
+    database = Database(server, "postgres")
+    database.execute(ITEMS)
+    with child(tmp_path, database.dsn) as service:
+        deliver(database, service)
+        invalidate(database)
+        service.write(source={"create_slot": False})
+        assert_refused(service, "cdc slot drop; cdc slot create", arguments=("--accept-gap",), exit_code=3)
+        info = slot_info(server, service.slot)
+        assert info is not None
+        assert info.invalidation
+
+
+def test_failover_needs_a_newer_server(database: Database, service: Child) -> None:
+    """source.failover on a server before PostgreSQL 17 is told before anything is made."""
+    if database.cluster.server_version >= 170000:
+        service.write(source={"failover": True})
+        service.start()
+        info = slot_info(database.cluster, service.slot)
+        assert info is not None
+        assert info.failover
+        return
+    service.write(source={"failover": True})
+    assert_refused(service, "source.failover needs PostgreSQL 17", "source.failover = false")
+    assert slot_info(database.cluster, service.slot) is None
+    service.write(source={"failover": False})
+    deliver(database, service)
+    service.write(source={"failover": True})
+    assert_refused(service, "source.failover needs PostgreSQL 17")
 
 
 # Server and role --------------------------------------------------------------------------------------
@@ -292,7 +354,7 @@ def test_a_checkpoint_beyond_the_servers_wal_is_refused(database: Database, serv
         assert checkpoint is not None
         state.save(replace(checkpoint, flushed_lsn=Lsn(checkpoint.flushed_lsn + (1 << 40))))
     before = confirmed(database.cluster, service.slot)
-    assert_refused(service, "lies beyond this server's WAL")
+    assert_refused(service, "lies beyond this server's WAL", "in doubt: [")
     assert confirmed(database.cluster, service.slot) == before
 
 

@@ -1,4 +1,4 @@
-"""The durable state: what it keeps, what it refuses, what is left of it when process or disk goes."""
+"""The state in a file: who may open it, what it refuses, what is left of it when process or disk goes."""
 
 from __future__ import annotations
 
@@ -13,39 +13,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 
 from cdc.errors import StateError
-from cdc.events import Position
-from cdc.lsn import Lsn
-from cdc.state import CallbackState, Checkpoint, Gap, Source, StateStore, open_state
-
-SOURCE = Source("7301234567890123456", 1, "shop", "cdc", "wal2json", "0f3a")
-NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
-
-SAVER = """
-import sys
-from cdc.events import Position
-from cdc.lsn import Lsn
-from cdc.state import Checkpoint, Gap, Source, open_state
-from datetime import UTC, datetime
-
-store = open_state(sys.argv[1], owner=True)
-last = store.load()
-number = last.last_event_id if last else 0
-while True:
-    number += 1
-    position = Position(Lsn(number), 1)
-    gap = Gap("", Position(Lsn(1), 1), position, number, "test", datetime.now(UTC), datetime.now(UTC))
-    store.save(Checkpoint(Source("1", 1, "d", "s", "p", "x"), Lsn(number), number, {"a": position}), [gap])
-    print(number, flush=True)
-"""
+from cdc.state import Checkpoint, StateStore, open_state
+from tests.stored import SAVER, at, checkpoint, gap
 
 KILLED_MAKER = """
 import os, signal, sys
@@ -72,21 +48,6 @@ for step in count(1):
         break
 print(step)
 """
-
-
-def checkpoint(lsn: int = 100, **callbacks: Position) -> Checkpoint:
-    """A checkpoint of SOURCE at `lsn`, its last event numbered like it."""
-    return Checkpoint(SOURCE, Lsn(lsn), lsn, callbacks)
-
-
-def at(lsn: int, ordinal: int = 1) -> Position:
-    """A position in few letters."""
-    return Position(Lsn(lsn), ordinal)
-
-
-def gap(callback: str, first: int, last: int, events: int = 1) -> Gap:
-    """A gap of one second between two LSNs."""
-    return Gap(callback, at(first), at(last), events, "removed", NOON, NOON + timedelta(seconds=1))
 
 
 @pytest.fixture
@@ -180,140 +141,6 @@ def run(program: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-# --- what it keeps
-
-
-def test_new_state_is_empty(url: str) -> None:
-    """No checkpoint, no callbacks, no gaps: the service goes on from the slot."""
-    with closing(open_state(url)) as store:
-        assert store.load() is None
-        assert store.callbacks() == []
-        assert store.gaps() == []
-
-
-def test_checkpoint_comes_back_as_saved(url: str) -> None:
-    """All its fields, over the whole 64 bits of an LSN, in a later run."""
-    highest = Checkpoint(SOURCE, Lsn(2**64 - 2), 2**63 - 1, {"a": at(2**64 - 1, 10**6), "": at(2**63)})
-    with closing(open_state(url)) as store:
-        store.save(highest)
-
-    with closing(open_state(url)) as store:
-        assert store.load() == highest
-
-
-def test_checkpoint_replaces_the_one_before(url: str) -> None:
-    """A callback that it does not name any more is forgotten with the old one."""
-    with closing(open_state(url)) as store:
-        store.save(checkpoint(100, old=at(100), kept=at(100)))
-        store.save(checkpoint(200, kept=at(200), new=at(201)))
-
-        assert store.load() == checkpoint(200, kept=at(200), new=at(201))
-
-
-def test_flushed_lsn_never_goes_back(url: str) -> None:
-    """What the server was told is settled cannot become unsettled; the same position again is fine."""
-    high = Checkpoint(SOURCE, Lsn(2**63 + 5), 7)
-    with closing(open_state(url)) as store:
-        store.save(high)
-        store.save(replace(high, callbacks={"late": at(2**63 + 5)}))
-
-        with pytest.raises(StateError, match="would go back from 80000000/5 to 0/10"):
-            store.save(checkpoint(16), [gap("", 1, 2)])
-
-        assert store.load() == replace(high, callbacks={"late": at(2**63 + 5)})
-        assert store.gaps() == []
-
-
-def test_another_source_begins_where_it_likes(url: str) -> None:
-    """LSNs of another cluster, timeline, slot or selection do not compare with these."""
-    with closing(open_state(url)) as store:
-        store.save(checkpoint(500))
-        other = replace(checkpoint(3), source=replace(SOURCE, timeline=2))
-        store.save(other)
-
-        assert store.load() == other
-
-
-def test_open_gap_grows(url: str) -> None:
-    """The same callback and first position again replaces what was known of that gap."""
-    with closing(open_state(url)) as store:
-        store.save(checkpoint(100), [gap("b", 9, 9), gap("", 7, 8, 2)])
-        store.save(checkpoint(100), [gap("b", 9, 14, 5), gap("a", 9, 9)])
-
-        assert store.gaps() == [gap("", 7, 8, 2), gap("a", 9, 9), gap("b", 9, 14, 5)]
-
-
-def test_gap_times_are_kept_as_moments(url: str) -> None:
-    """An aware time of any zone comes back as the same moment."""
-    east = timezone(timedelta(hours=5, minutes=45))
-    recorded = replace(gap("a", 1, 2), first_time=NOON.astimezone(east))
-    with closing(open_state(url)) as store:
-        store.save(checkpoint(), [recorded])
-
-        assert store.gaps() == [recorded]
-
-
-def test_failed_save_changes_nothing(url: str) -> None:
-    """Checkpoint and gaps are one transaction: one that cannot be stored takes all others with it."""
-    with closing(open_state(url)) as store:
-        store.save(checkpoint(100), [gap("a", 1, 1)])
-
-        with pytest.raises(OverflowError):
-            store.save(checkpoint(200), [gap("a", 2, 2), gap("a", 3, 3, events=2**70)])
-
-        assert store.load() == checkpoint(100)
-        assert store.gaps() == [gap("a", 1, 1)]
-        store.save(checkpoint(200))
-
-
-def test_callback_is_active_until_removed(url: str) -> None:
-    """A removal records position, time and reason, outlives later checkpoints, and ends with mark_active."""
-    with closing(open_state(url)) as store:
-        store.save(checkpoint(100, audit=at(110), mail=at(120)))
-        store.mark_removed("mail", at(120), "3 consecutive failures")
-        store.save(checkpoint(200, audit=at(200), mail=at(200)))
-
-        audit, mail = store.callbacks()
-        assert (audit.name, audit.settled, audit.state) == ("audit", at(200), CallbackState.ACTIVE)
-        assert (audit.removed_at, audit.removed_time, audit.reason) == (None, None, "")
-        assert (mail.name, mail.settled, mail.state) == ("mail", at(200), CallbackState.REMOVED)
-        assert (mail.removed_at, mail.reason) == (at(120), "3 consecutive failures")
-        assert mail.removed_time is not None
-        assert abs(datetime.now(UTC) - mail.removed_time) < timedelta(minutes=1)
-
-        store.mark_active("mail")
-        store.mark_active("mail")
-        assert [record.state for record in store.callbacks()] == [CallbackState.ACTIVE] * 2
-
-
-def test_first_removal_stands(url: str) -> None:
-    """Removing what is removed does not move the position from which events are missing."""
-    with closing(open_state(url)) as store:
-        store.mark_removed("mail", at(120), "failed")
-        store.mark_removed("mail", at(300), "again")
-
-        (mail,) = store.callbacks()
-        assert (mail.removed_at, mail.settled, mail.reason) == (at(120), at(120), "failed")
-
-
-def test_store_may_be_used_in_another_thread(url: str) -> None:
-    """The service opens it where it starts and calls it from the one thread it keeps for it."""
-    with closing(open_state(url)) as store, ThreadPoolExecutor(1) as pool:
-        pool.submit(store.save, checkpoint(100)).result()
-
-        assert pool.submit(store.load).result() == checkpoint(100)
-
-
-def test_close_twice_is_harmless(url: str) -> None:
-    """And a closed store says that it is closed."""
-    store = open_state(url, owner=True)
-    store.close()
-    store.close()
-
-    with pytest.raises(StateError, match="closed"):
-        store.load()
-
-
 def test_wal_stays_small(url: str, path: Path) -> None:
     """Its contents go into the file every 256 pages, however long the service runs."""
     with closing(open_state(url)) as store:
@@ -362,22 +189,6 @@ def test_failed_open_lets_the_lock_go(url: str, path: Path) -> None:
     open_state(url, owner=True).close()
 
 
-def test_others_read_and_write_beside_the_owner(url: str) -> None:
-    """`cdc status` reads what is saved, and a command records a removal, while the service runs."""
-    with (
-        closing(open_state(url, owner=True)) as service,
-        closing(open_state(url)) as command,
-        closing(open_state(url, read_only=True)) as status,
-    ):
-        service.save(checkpoint(100, mail=at(100)))
-        assert status.load() == checkpoint(100, mail=at(100))
-
-        command.mark_removed("mail", at(100), "by hand")
-        service.save(checkpoint(200, mail=at(200)))
-        (mail,) = status.callbacks()
-        assert (mail.settled, mail.removed_at) == (at(200), at(100))
-
-
 def test_read_only_store_writes_nothing(saved: Checkpoint, url: str) -> None:
     """Whoever only looks cannot change what he looks at."""
     with closing(open_state(url, read_only=True)) as store:
@@ -393,15 +204,6 @@ def test_read_only_open_makes_no_file(url: str, path: Path) -> None:
         open_state(url, read_only=True)
 
     assert list(path.parent.iterdir()) == []
-
-
-@pytest.mark.parametrize("scheme", ["postgresql", "postgres"])
-def test_postgresql_state_comes_later(scheme: str) -> None:
-    """The message says so, and does not repeat the password."""
-    with pytest.raises(StateError, match="later release") as caught:
-        open_state(f"{scheme}://cdc:secret@db/state")
-
-    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["mysql://db", "state.db", "", "sqlite://", "sqlite:///", "sqlite:///:memory:"])

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import secrets
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,24 +66,36 @@ class Running:
         return f"http://127.0.0.1:{self.server.port}{path}"
 
 
-def write_callbacks(folder: Path) -> str:
+def write_callbacks(folder: Path, text: str = CALLBACKS) -> str:
     """The module of the handlers that the tests use, under a name of its own."""
     name = f"callbacks_{secrets.token_hex(4)}"
-    (folder / f"{name}.py").write_text(CALLBACKS)
+    (folder / f"{name}.py").write_text(text)
     return name
 
 
-def make_config(dsn: str, folder: Path, handlers: dict[str, str] | None = None, **sections: Any) -> Config:
-    """A configuration on a free port: handlers by name, each a function of the module of `write_callbacks`."""
-    module = write_callbacks(folder)
-    named = handlers or {"audit": "receive"}
+def make_config(
+    dsn: str,
+    folder: Path,
+    handlers: Mapping[str, str | Mapping[str, Any]] | None = None,
+    callbacks: str = CALLBACKS,
+    **sections: Any,
+) -> Config:
+    """A configuration on a free port: handlers by name, each a name in the module `callbacks`, or its settings."""
+    module = write_callbacks(folder, callbacks)
+    settings = {
+        name: {"callback": value} if isinstance(value, str) else value
+        for name, value in (handlers or {"audit": "receive"}).items()
+    }
     values: dict[str, Any] = {
         "source": {"dsn": dsn, "slot": f"slot_{secrets.token_hex(6)}"},
         "python_path": [folder],
         "state": {"url": f"sqlite:///{folder}/{module}.db", "checkpoint_interval_seconds": 0.05},
         "signal": {"drain_timeout_seconds": 5},
         "http": {"port": 0},
-        "handlers": [{"name": name, "callback": f"{module}:{value}"} for name, value in named.items()],
+        "handlers": [
+            {"name": name} | dict(values) | {"callback": f"{module}:{values['callback']}"}
+            for name, values in settings.items()
+        ],
     }
     for section, settings in sections.items():
         values[section] = values[section] | settings

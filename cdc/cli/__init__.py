@@ -1,7 +1,8 @@
 """The command `cdc`: what people type and what programs read.
 
-Owns arguments, tables, JSON and exit codes: 0 well, 1 failed, 2 usage or configuration. It must not decide
-anything about events; each command asks the module that knows, and errors end as one line with their remedy.
+Owns arguments, tables, JSON and exit codes: 0 well, 1 failed, 2 usage or configuration, 3 the slot is
+lost. It must not decide anything about events; each command asks the module that knows, and errors end as one
+line with their remedy.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from typing import Annotated
 import psycopg
 import typer
 
-from cdc.cli import checking, handlers, running, slot, status
+from cdc.cli import checking, handlers, letters, running, slot, status
 from cdc.cli.output import print_error
-from cdc.errors import CdcError, ConfigError, ServerUnfit
+from cdc.errors import CdcError, ServerUnfit
 from cdc.preflight.connections import first_line
 from cdc.refusals import remedy
 
@@ -33,6 +34,7 @@ for part in (checking.app, running.app, status.app):
     app.add_typer(part)
 app.add_typer(slot.app, name="slot")
 app.add_typer(handlers.app, name="handlers")
+app.add_typer(letters.app, name="dead-letters")
 
 
 def _version(wanted: bool) -> None:
@@ -54,12 +56,9 @@ def main() -> None:
     """Run the command line; ends the process with its exit code."""
     try:
         app()
-    except ConfigError as error:
-        print_error(error)
-        sys.exit(2)
     except CdcError as error:
         print_error(error)
-        sys.exit(1)
+        sys.exit(error.exit_code)
     except psycopg.Error as error:
         print_error(ServerUnfit(first_line(error), hint=remedy(error)))
         sys.exit(1)

@@ -1,76 +1,220 @@
-"""`cdc handlers list|resume`: how the handlers fare in the state, and the way back for a removed one."""
+"""`cdc handlers list|remove|resume|forget`: how the handlers fare, who is called, and who is known."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
-from cdc.cli.output import ConfigOption, JsonOption, console, print_json, table
+from cdc.cli.output import ConfigOption, JsonOption, console, counted, print_json, table
+from cdc.cli.stored import changes, opened, require_handler
 from cdc.config import Config, find, load
 from cdc.errors import CallbackError
-from cdc.state import CallbackRecord, CallbackState, Gap, open_state
+from cdc.logs import clean
+from cdc.state import CallbackRecord, CallbackState, Gap, LetterState, LetterTotal, StateStore
+from cdc.state.owner import is_owned
 
 __all__ = ["app"]
 
-app = typer.Typer(help="List handlers with what they missed; resume removed ones.", no_args_is_help=True)
+app = typer.Typer(help="List handlers with what they missed; remove, resume or forget them.", no_args_is_help=True)
+
+OPERATOR = "operator"
+"""The reason of a removal that somebody has typed."""
+RESUME_SECONDS = 5.0
+"""The service looks twice a second; with little parked, the handler is back within this time."""
+
+Name = Annotated[str, typer.Argument(help="The handler's name.")]
+
+
+@dataclass(frozen=True, slots=True)
+class _Handler:
+    """One handler as configuration and state know it."""
+
+    name: str
+    configured: bool
+    record: CallbackRecord | None
+    totals: Sequence[LetterTotal]
+
+    @property
+    def state(self) -> str:
+        """For people: what keeps it from being called stands first."""
+        if not self.configured:
+            return "not configured"
+        return str(self.record.state) if self.record else "new"
+
+    def letters(self, state: LetterState) -> int:
+        """How many dead letters it has."""
+        return sum(total.count for total in self.totals if total.state is state)
+
+    def row(self) -> Sequence[object]:
+        """As `cdc handlers list` shows it."""
+        record = self.record
+        failed, parked = self.letters(LetterState.FAILED) or "-", self.letters(LetterState.PARKED) or "-"
+        if record is None:
+            return self.name, self.state, None, failed, parked, None, None
+        return self.name, self.state, record.settled, failed, parked, record.removed_at, record.reason
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `cdc handlers list --json` prints it."""
+        record = self.record
+        return {
+            "name": self.name,
+            "state": record.state.value if record else "new",
+            "configured": self.configured,
+            "settled": str(record.settled) if record else None,
+            "removed_at": None if record is None or record.removed_at is None else str(record.removed_at),
+            "removed_time": None if record is None or record.removed_time is None else record.removed_time.isoformat(),
+            "reason": record.reason if record else "",
+            "failed": self.letters(LetterState.FAILED),
+            "parked": self.letters(LetterState.PARKED),
+        }
 
 
 @app.command("list")
 def list_handlers(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Show each handler's settled position, whether it is removed, and which events it did not get."""
-    records, gaps = _read(load(find(config)))
+    """Show each handler's settled position, its dead letters, and which events it did not get."""
+    settings = load(find(config))
+    with opened(settings, read_only=True) as store:
+        handlers, gaps = _all(store, settings), store.gaps()
     if as_json:
-        print_json({"handlers": [_record(item) for item in records], "gaps": [_gap(item) for item in gaps]})
+        print_json({"handlers": [item.to_dict() for item in handlers], "gaps": [_gap(item) for item in gaps]})
         return
     out = console()
-    columns = ["handler", "state", "settled", "removed at", "reason"]
-    rows = [(item.name, item.state, item.settled, item.removed_at, item.reason) for item in records]
-    out.print(table("handlers", columns, rows))
+    columns = ["handler", "state", "settled", "failed", "parked", "removed at", "reason"]
+    out.print(table("handlers", columns, [item.row() for item in handlers]))
     if gaps:
         lost = [(gap.callback or "(all)", gap.reason, gap.events, gap.first, gap.last, gap.last_time) for gap in gaps]
         out.print(table("events not delivered", ["handler", "reason", "events", "first", "last", "until"], lost))
 
 
 @app.command()
-def resume(
-    name: Annotated[str, typer.Argument(help="The handler's name.")],
-    config: ConfigOption = None,
-) -> None:
-    """Give a removed handler events again, from the next start of the service on. Its gap stays on record."""
+def remove(name: Name, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Call a handler no more until it is resumed; what comes for it is parked, or missed if it says so."""
     settings = load(find(config))
-    records, _ = _read(settings)
-    removed = [item.name for item in records if item.state is CallbackState.REMOVED]
-    if name not in removed:
-        raise CallbackError(
-            f"no handler named {name!r} is removed", callback=name, hint=f"removed: {', '.join(removed) or 'none'}"
-        )
-    store = open_state(settings.state.url)
-    try:
-        store.mark_active(name)
-    finally:
-        store.close()
-    console().print(Text(f"{name} gets events again when the service is started the next time"))
+    with opened(settings) as store:
+        record = require_handler(store, settings, name)
+        _require_configured(settings, name, f"forget it: cdc handlers forget {name}")
+        if record is None:
+            raise CallbackError(
+                f"{name} has not run yet", callback=name, hint="take it out of the configuration, or start: cdc run"
+            )
+        if record.state is CallbackState.REMOVED:
+            raise CallbackError(
+                f"{name} is removed already ({record.reason})", callback=name, hint=f"cdc handlers resume {name}"
+            )
+        store.mark_removed(name, record.settled, OPERATOR)
+        running = is_owned(settings.state.url)
+    if as_json:
+        print_json({"name": name, "state": CallbackState.REMOVED.value, "running": running})
+        return
+    when = "within a second" if running else "when the service is started"
+    console().print(Text(f"{clean(name)} is called no more, {when}; back with: cdc handlers resume {name}"))
 
 
-def _read(settings: Config) -> tuple[list[CallbackRecord], list[Gap]]:
-    store = open_state(settings.state.url, read_only=True)
-    try:
-        return store.callbacks(), store.gaps()
-    finally:
-        store.close()
+@app.command()
+def resume(
+    name: Name,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Ask for it, and do not wait for the service.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Give a removed handler what was parked for it, in order, then the live stream. What it missed stays on record."""
+    settings = load(find(config))
+    with opened(settings) as store:
+        record = require_handler(store, settings, name)
+        _require_configured(settings, name, f"write it into {settings.file.name} again, under this name")
+        if record is None or record.state is CallbackState.ACTIVE:
+            removed = [one.name for one in store.callbacks() if one.state is CallbackState.REMOVED]
+            raise CallbackError(
+                f"{name} is not removed", callback=name, hint=f"removed: {', '.join(removed) or 'none'}"
+            )
+        store.mark_resuming(name)
+        running = is_owned(settings.state.url)
+        if running and not no_wait:
+            _wait_until_resumed(store, name)
+        (after,) = [item for item in _all(store, settings) if item.name == name]
+    if as_json:
+        print_json(after.to_dict() | {"running": running})
+        return
+    out = console()
+    out.print(Text(clean(_resumed(after, running=running))))
+    if failed := after.letters(LetterState.FAILED):
+        out.print(Text(f"{counted(failed, 'event')} failed before: cdc dead-letters retry --handler {name}"))
 
 
-def _record(record: CallbackRecord) -> dict[str, object]:
-    return {
-        "name": record.name,
-        "state": record.state.value,
-        "settled": str(record.settled),
-        "removed_at": None if record.removed_at is None else str(record.removed_at),
-        "removed_time": record.removed_time,
-        "reason": record.reason,
-    }
+@app.command()
+def forget(
+    name: Name,
+    discard: Annotated[bool, typer.Option("--discard", help="Give up its dead letters, too.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Drop all that is known of a handler that is not in the configuration any more."""
+    settings = load(find(config))
+    with opened(settings) as store:
+        require_handler(store, settings, name)
+        if name in _names(settings):
+            raise CallbackError(
+                f"{name} is in the configuration, and would start at the live position",
+                callback=name,
+                hint=f"take it out of {settings.file.name}, start the service anew, and then forget it",
+            )
+        letters = sum(total.count for total in store.letter_totals() if total.callback == name)
+        if letters and not discard:
+            raise CallbackError(
+                f"{name} has {counted(letters, 'dead letter')}",
+                callback=name,
+                hint=f"see cdc dead-letters list --handler {name}; to drop them: cdc handlers forget {name} --discard",
+            )
+        store.forget(name)
+    if as_json:
+        print_json({"name": name, "discarded": letters})
+        return
+    lost = f", with {counted(letters, 'dead letter')}" if letters else ""
+    console().print(Text(clean(f"{name} is forgotten{lost}")))
+
+
+def _wait_until_resumed(store: StateStore, name: str) -> None:
+    for _ in changes(store, RESUME_SECONDS):
+        states = {record.name: record.state for record in store.callbacks()}
+        if states.get(name) is not CallbackState.RESUMING:
+            return
+
+
+def _resumed(handler: _Handler, *, running: bool) -> str:
+    name, parked = handler.name, handler.letters(LetterState.PARKED)
+    if handler.state == CallbackState.ACTIVE.value:
+        return f"{name} is back in the live stream"
+    if handler.state == CallbackState.REMOVED.value:
+        return f"{name} has failed again and is removed: cdc dead-letters list --handler {name}"
+    first = f"gets {counted(parked, 'parked event')} first, then" if parked else "gets"
+    if running:
+        return f"{name} {first} the live stream; how far it is: cdc handlers list"
+    return f"{name} {first} the live stream when the service is started: cdc run"
+
+
+def _require_configured(config: Config, name: str, hint: str) -> None:
+    if name not in _names(config):
+        raise CallbackError(f"{name} is not in the configuration any more", callback=name, hint=hint)
+
+
+def _names(config: Config) -> list[str]:
+    return [handler.name for handler in config.handlers]
+
+
+def _all(store: StateStore, config: Config) -> list[_Handler]:
+    """In the configuration's order, then what else the state knows."""
+    records = {record.name: record for record in store.callbacks()}
+    totals = store.letter_totals()
+    names = dict.fromkeys([*_names(config), *records, *(total.callback for total in totals)])
+    configured = set(_names(config))
+    return [
+        _Handler(name, name in configured, records.get(name), [one for one in totals if one.callback == name])
+        for name in names
+    ]
 
 
 def _gap(gap: Gap) -> dict[str, object]:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -22,11 +22,16 @@ from cdc.logs import clean
 __all__ = [
     "ConfigOption",
     "JsonOption",
+    "YesOption",
+    "confirm",
     "console",
+    "counted",
     "human_bytes",
     "pairs",
     "print_error",
     "print_json",
+    "print_json_list",
+    "refuse_usage",
     "table",
 ]
 
@@ -37,6 +42,7 @@ ConfigOption = Annotated[
     typer.Option("--config", "-c", metavar="FILE", help="The configuration; else $CDC_CONFIG, else ./cdc.toml."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -56,9 +62,41 @@ def print_error(error: CdcError) -> None:
         out.print(Text.assemble(("fix: ", "bold green"), clean(error.hint)))
 
 
+def refuse_usage(message: str, hint: str) -> NoReturn:
+    """End the command, exit code 2: what was typed makes no sense."""
+    print_error(CdcError(message, hint=hint))
+    raise typer.Exit(2)
+
+
+def confirm(question: str, *, refusal: str, hint: str) -> None:
+    """Go on after a yes. Without a terminal nobody can give one: then `refusal` is the error, `hint` its fix."""
+    if not sys.stdin.isatty():
+        raise CdcError(refusal, hint=hint)
+    typer.confirm(question, abort=True, err=True)
+
+
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
     sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
+
+
+def print_json_list(name: str, items: Iterable[Any], rest: Mapping[str, Any]) -> None:
+    """One JSON object as `print_json` prints it, whose list `name` is written item by item, never held."""
+    out = sys.stdout
+    out.write(f"{{\n  {json.dumps(name)}: [")
+    comma = ""
+    for item in items:
+        out.write(comma + "\n    " + json.dumps(item, indent=2, default=str).replace("\n", "\n    "))
+        comma = ","
+    out.write("\n  ]" if comma else "]")
+    for key, value in rest.items():  # a mapping may be filled while the items are read
+        out.write(f",\n  {json.dumps(key)}: " + json.dumps(value, indent=2, default=str).replace("\n", "\n  "))
+    out.write("\n}\n")
+
+
+def counted(number: int, word: str) -> str:
+    """``1 dead letter``, ``2,000 dead letters``."""
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:

@@ -9,9 +9,9 @@ import structlog
 import typer
 
 from cdc import logs
-from cdc.cli.output import ConfigOption
+from cdc.cli.output import ConfigOption, print_error
 from cdc.config import find, load
-from cdc.errors import ConfigError
+from cdc.errors import ConfigError, SlotInvalidated
 
 app = typer.Typer()
 
@@ -24,7 +24,7 @@ def run(
         typer.Option("--accept-gap", help="Go on although changes are gone for good; the gap is recorded."),
     ] = False,
 ) -> None:
-    """Receive changes and run the handlers, until SIGTERM or Ctrl-C."""
+    """Receive changes and run the handlers, until SIGTERM or Ctrl-C; exit 3 when the slot is invalidated."""
     path = find(config)
     settings = load(path)
     if not settings.handlers:
@@ -37,7 +37,11 @@ def run(
         structlog.get_logger("cdc").warning(text)
     from cdc.runner import run as serve  # noqa: PLC0415 - the other commands need neither its time nor its memory
 
-    serve(settings, accept_gap=accept_gap)
+    try:
+        serve(settings, accept_gap=accept_gap)
+    except SlotInvalidated as error:
+        print_error(error)
+        raise typer.Exit(error.exit_code) from None
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -86,8 +87,19 @@ def slot_table(slot: SlotInfo) -> Table:
                 human_bytes(slot.safe_wal_bytes) if slot.safe_wal_bytes is not None else "unlimited",
             ),
             ("invalidated", slot.invalidation or "no"),
+            *_of_newer_servers(slot),
         ],
     )
+
+
+def _of_newer_servers(slot: SlotInfo) -> Iterator[tuple[str, object]]:
+    """What PostgreSQL 17 and newer say."""
+    if slot.failover is not None:
+        yield "failover", "yes" if slot.failover else "no"
+    if slot.synced:
+        yield "synchronized", "from the primary"
+    if slot.inactive_since is not None:
+        yield "unused since", slot.inactive_since
 
 
 def _holder(slot: SlotInfo) -> str:
@@ -121,7 +133,7 @@ async def _create(source: SourceConfig) -> None:
         raise CdcError(f"slot {source.slot} exists already", hint="look at it: cdc slot show")
     connection = await ReplicationConnection.connect(source.dsn)
     try:
-        await connection.create_slot(source.slot, source.plugin)
+        await connection.create_slot(source.slot, source.plugin, failover=source.failover)
     finally:
         await connection.close()
 

@@ -23,7 +23,9 @@ __all__ = [
     "HandlerName",
     "Integer",
     "Seconds",
+    "SecondsBound",
     "Size",
+    "SizeBound",
     "SlotName",
     "StateUrl",
     "TableList",
@@ -165,6 +167,8 @@ Count = Annotated[int, BeforeValidator(_integer), Ge(1)]
 Flag = Annotated[bool, BeforeValidator(_flag)]
 Seconds = Annotated[float, BeforeValidator(_number), Gt(0), Field(allow_inf_nan=False)]
 Size = Annotated[int, BeforeValidator(_size), Ge(1)]
+SecondsBound = Annotated[float, BeforeValidator(_number), Ge(0), Field(allow_inf_nan=False)]  # 0 for none
+SizeBound = Annotated[int, BeforeValidator(_size), Ge(0)]  # 0 for none
 Word = Annotated[str, BeforeValidator(_text)]
 Words = tuple[Word, ...]
 TablePattern = Annotated[Word, AfterValidator(_table_pattern)]

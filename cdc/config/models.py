@@ -19,7 +19,9 @@ from cdc.config.fields import (
     HandlerName,
     Integer,
     Seconds,
+    SecondsBound,
     Size,
+    SizeBound,
     SlotName,
     StateUrl,
     TableList,
@@ -39,6 +41,7 @@ __all__ = [
     "LogConfig",
     "OnFailure",
     "SignalConfig",
+    "SlotGuardConfig",
     "SourceConfig",
     "StateConfig",
     "TagRule",
@@ -80,6 +83,7 @@ class SourceConfig(Section):
     dsn: Dsn = Field(repr=False)
     slot: SlotName = "cdc"
     create_slot: Flag = True
+    failover: Flag = False  # of the slot; PostgreSQL 17 and newer
     plugin: Literal["wal2json"] = "wal2json"
     tables: TableList = ALL_TABLES
     exclude_tables: tuple[TablePattern, ...] = ()
@@ -110,6 +114,21 @@ class SignalConfig(Section):
     max_parked_events: Count = 100_000
     max_parked_bytes: Size = GIB
     drain_timeout_seconds: Seconds = 30.0
+
+
+class SlotGuardConfig(Section):
+    """[slot_guard]: how near the slot may come to its end. Past `warn_*` the log says so, past the others the
+    service is not ready; 0 turns a threshold off. Sizes in bytes.
+
+    Seconds and safe WAL are known only where the server has a `max_slot_wal_keep_size`.
+    """
+
+    warn_retained_bytes: SizeBound = 2 * GIB
+    max_retained_bytes: SizeBound = 20 * GIB
+    warn_safe_wal_bytes: SizeBound = 0
+    min_safe_wal_bytes: SizeBound = 0
+    warn_seconds_to_invalidation: SecondsBound = 3600.0
+    min_seconds_to_invalidation: SecondsBound = 600.0
 
 
 class HttpConfig(Section):
@@ -176,6 +195,7 @@ class Config(Section):
     python_path: tuple[Path, ...] = ()
     state: StateConfig = StateConfig()
     signal: SignalConfig = SignalConfig()
+    slot_guard: SlotGuardConfig = SlotGuardConfig()
     http: HttpConfig = HttpConfig()
     log: LogConfig = LogConfig()
     tag_rules: tuple[TagRule, ...] = ()

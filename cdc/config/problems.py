@@ -28,6 +28,7 @@ SECTIONS: dict[tuple[str, ...], type[BaseModel]] = {
     ("source",): models.SourceConfig,
     ("state",): models.StateConfig,
     ("signal",): models.SignalConfig,
+    ("slot_guard",): models.SlotGuardConfig,
     ("http",): models.HttpConfig,
     ("log",): models.LogConfig,
     ("tag_rules",): models.TagRule,

@@ -15,6 +15,7 @@ from cdc.errors import (
     SlotMismatch,
     SlotMissing,
     StateError,
+    StreamLost,
     StreamRefused,
 )
 from cdc.preflight.findings import Finding, error, ok, warning
@@ -64,6 +65,9 @@ def judge(
     """What the service would decide at its start, by the same rules."""
     try:
         resume_point(identity, slot, checkpoint, source)
+    except StreamLost as waiting:
+        yield warning("server_standby", waiting.message, waiting.hint)
+        return
     except StreamRefused as refusal:
         yield error(_CODES.get(type(refusal), "checkpoint"), refusal.message, refusal.hint)
         return

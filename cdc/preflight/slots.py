@@ -39,7 +39,7 @@ def judge(slot: SlotInfo | None, source: SourceConfig, database: str) -> Iterato
             "slot_invalidated",
             f"slot {slot.name} is invalidated ({slot.invalidation}): the server no longer has the changes"
             f" since {slot.confirmed_flush_lsn}",
-            "cdc slot drop --yes && cdc run --accept-gap  # goes on from now; what was in between is lost",
+            "cdc run --accept-gap  # makes it anew and goes on from now; what was in between is lost, and on record",
         )
     elif slot.wal_status == "unreserved":
         yield warning(

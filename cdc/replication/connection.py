@@ -6,6 +6,7 @@ and every literal is quoted. What the server refuses becomes an error of `cdc.er
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from cdc.errors import ServerUnfit, StreamLost
 from cdc.lsn import Lsn
 from cdc.refusals import command_error, connect_error
 from cdc.replication.stream import NoticeHandler, ReplicationStream
@@ -45,15 +47,30 @@ CONNECTION = {
     "application_name": "walsignal",
 }
 
+FAILOVER_VERSION = 170000
+NO_FILE = "58P01"
+TIMELINE_LINE = re.compile(r"^(\d+)\t([0-9A-Fa-f]+/[0-9A-Fa-f]+)", re.MULTILINE)
+"""Of a timeline history file: the timeline that was left, where, and why."""
+
 
 @dataclass(frozen=True, slots=True)
 class SystemIdentity:
-    """The answer to IDENTIFY_SYSTEM: which cluster, which timeline, how far its WAL is flushed."""
+    """The answer to IDENTIFY_SYSTEM: which cluster, which timeline, how far its WAL is flushed.
+
+    `history`: each earlier timeline and where this server left it, empty when it cannot say. A server that is
+    `in_recovery` is a standby, and `flushed_lsn` how far it has replayed.
+    """
 
     system_identifier: str
     timeline: int
     flushed_lsn: Lsn
     database: str
+    in_recovery: bool = False
+    history: tuple[tuple[int, Lsn], ...] = ()
+
+    def left(self, timeline: int) -> Lsn | None:
+        """Where this server's history left an earlier timeline; None when it is not known to have been on it."""
+        return dict(self.history).get(timeline)
 
 
 class ReplicationConnection:
@@ -77,7 +94,28 @@ class ReplicationConnection:
         """Which server this is."""
         row = await self._row(sql.SQL("IDENTIFY_SYSTEM"))
         system_identifier, timeline, flushed, database = row or ("", 0, "0/0", "")
-        return SystemIdentity(str(system_identifier), int(timeline), Lsn.parse(flushed), str(database))
+        standby = await self._row(sql.SQL("SELECT pg_catalog.pg_is_in_recovery()"))
+        return SystemIdentity(
+            str(system_identifier),
+            int(timeline),
+            Lsn.parse(flushed),
+            str(database),
+            in_recovery=bool(standby and standby[0]),
+            history=await self._history(int(timeline)),
+        )
+
+    async def _history(self, timeline: int) -> tuple[tuple[int, Lsn], ...]:
+        if timeline <= 1:
+            return ()
+        try:
+            row = await self._row(sql.SQL("TIMELINE_HISTORY {}").format(sql.Literal(timeline)))
+        except StreamLost as error:
+            if error.reason != NO_FILE:
+                raise
+            return ()  # an administrator has tidied up pg_wal
+        content = row[1] if row else ""  # bytea before PostgreSQL 15
+        text = content if isinstance(content, str) else bytes(content).decode("utf-8", "replace")
+        return tuple((int(left), Lsn.parse(lsn)) for left, lsn in TIMELINE_LINE.findall(text))
 
     async def settings(self) -> dict[str, str]:
         """Settings that decide whether and how we stream."""
@@ -91,15 +129,36 @@ class ReplicationConnection:
         row = await self._row(slot_query(name))
         return SlotInfo.of(row[0]) if row else None
 
-    async def create_slot(self, name: str, plugin: str) -> Lsn:
+    async def create_slot(self, name: str, plugin: str, *, failover: bool = False) -> Lsn:
         """Create the slot; the position from which on it has everything.
 
         By the replication command, not the SQL function: it reports the consistent point, and waits
-        for running transactions without holding a snapshot of its own.
+        for running transactions without holding a snapshot of its own. With `failover` a standby that
+        synchronizes slots has it, too; ServerUnfit before PostgreSQL 17.
         """
-        command = sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL {} NOEXPORT_SNAPSHOT")
+        if failover:
+            self._require_failover()
+        options = "(SNAPSHOT 'nothing', FAILOVER true)" if failover else "NOEXPORT_SNAPSHOT"
+        command = sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL {} " + options)
         row = await self._row(command.format(sql.Identifier(name), sql.Identifier(plugin)))
         return Lsn.parse(row[1]) if row else Lsn(0)
+
+    async def drop_slot(self, name: str) -> None:
+        """Drop the slot; SlotBusy, and nothing has happened, when somebody uses it."""
+        await self._run(sql.SQL("DROP_REPLICATION_SLOT {}").format(sql.Identifier(name)))
+
+    async def enable_failover(self, name: str) -> None:
+        """Let standbys have the slot from now on; ServerUnfit before PostgreSQL 17, SlotBusy when it is in use."""
+        self._require_failover()
+        await self._run(sql.SQL("ALTER_REPLICATION_SLOT {} (FAILOVER true)").format(sql.Identifier(name)))
+
+    def _require_failover(self) -> None:
+        version = self._connection.info.server_version
+        if version < FAILOVER_VERSION:
+            raise ServerUnfit(
+                f"source.failover needs PostgreSQL 17 or newer, this is {version // 10_000}",
+                hint="set source.failover = false; on this server a standby's slots are made by other tools",
+            )
 
     async def start(
         self,

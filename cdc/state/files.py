@@ -14,8 +14,9 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from time import monotonic, sleep
 
-from cdc.errors import StateError
+from cdc.errors import StateBusy, StateError
 
 __all__ = ["DAMAGED_HINT", "DatabaseFile", "explained"]
 
@@ -28,27 +29,39 @@ PRAGMA page_size = {_PAGE};
 BEGIN;
 PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {_VERSION};
--- LSNs and positions are text (X/X and X/X:ordinal): an LSN has 64 bits, an INTEGER of SQLite 63.
+-- LSNs and positions are text: an LSN has 64 bits, an INTEGER of SQLite 63. Those of letters sort as text.
 CREATE TABLE checkpoint (
-    only INTEGER PRIMARY KEY CHECK (only = 1),
+    id INTEGER PRIMARY KEY CHECK (id = 1),
     system_identifier TEXT NOT NULL, timeline INTEGER NOT NULL, "database" TEXT NOT NULL,
     slot TEXT NOT NULL, plugin TEXT NOT NULL, selection TEXT NOT NULL,
     flushed_lsn TEXT NOT NULL, last_event_id INTEGER NOT NULL
 );
-CREATE TABLE settled (callback TEXT PRIMARY KEY, position TEXT NOT NULL) WITHOUT ROWID;
+-- named: by the last checkpoint
+CREATE TABLE settled (callback TEXT PRIMARY KEY, position TEXT NOT NULL, named INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE removed (
-    callback TEXT PRIMARY KEY, position TEXT NOT NULL, time TEXT NOT NULL, reason TEXT NOT NULL
+    callback TEXT PRIMARY KEY, state TEXT NOT NULL, position TEXT NOT NULL, "time" TEXT NOT NULL, reason TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE gap (
-    callback TEXT, first TEXT, last TEXT NOT NULL, events INTEGER NOT NULL, reason TEXT NOT NULL,
+    callback TEXT, "first" TEXT, reason TEXT, "last" TEXT NOT NULL, events INTEGER NOT NULL,
     first_time TEXT NOT NULL, last_time TEXT NOT NULL,
-    PRIMARY KEY (callback, first)
+    PRIMARY KEY (callback, "first", reason)
 ) WITHOUT ROWID;
+-- AUTOINCREMENT: an id that somebody has seen never means another letter.
+CREATE TABLE letter (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    callback TEXT NOT NULL, position TEXT NOT NULL, state TEXT NOT NULL,
+    table_name TEXT NOT NULL, event_type TEXT NOT NULL, first_time TEXT NOT NULL, last_time TEXT NOT NULL,
+    error TEXT NOT NULL, attempts INTEGER NOT NULL, retry INTEGER NOT NULL, size INTEGER NOT NULL,
+    UNIQUE (callback, position)
+);
+CREATE INDEX letter_sums ON letter (callback, state, retry, size, first_time);  -- all that the totals read
+CREATE TABLE letter_body (id INTEGER PRIMARY KEY REFERENCES letter, error_text TEXT NOT NULL, event BLOB NOT NULL);
 COMMIT;
 PRAGMA journal_mode = WAL;
 """
 _SMALLEST_PAGE = 512  # SQLite's; what is shorter, it may take for a new database
 _BUSY_SECONDS = 5.0  # another command's write takes milliseconds; a disk may need seconds for its fsync
+_POLL_SECONDS = 0.01  # a file is made within some milliseconds
 _WAL_PAGES = 256  # 1 MiB, some minutes of checkpoints: then the WAL goes into the file and starts anew
 _WAL_BYTES = 4 * 1024 * 1024  # what a WAL that a slow reader let grow is cut back to
 
@@ -137,10 +150,11 @@ def _lock(path: Path) -> int:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
     except BlockingIOError:
-        holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip() or "unknown"
+        holder = f"process {os.pread(descriptor, 20, 0).decode(errors='replace').strip() or 'unknown'}"
         os.close(descriptor)
-        raise StateError(
-            f"{path} is in use by another cdc run, process {holder}",
+        raise StateBusy(
+            f"{path} is in use by another cdc run, {holder}",
+            holder=holder,
             hint="stop that one first, or give this one a state.url and a slot of its own",
         ) from None
     except BaseException:
@@ -176,12 +190,26 @@ def _require_file(path: Path, *, read_only: bool, locked: bool) -> None:
     if locked:
         _create(path)
         return
-    lock = _lock(path)
+    lock = _lock_or_wait(path)
     try:
         if not path.exists():
             _create(path)
     finally:
         _unlock(lock)
+
+
+def _lock_or_wait(path: Path) -> int | None:
+    """The lock, or None once whoever has it has made the file."""
+    deadline = monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            return _lock(path)
+        except StateBusy:
+            if path.exists():
+                return None
+            if monotonic() >= deadline:
+                raise
+            sleep(_POLL_SECONDS)
 
 
 def _has_wal(path: Path) -> bool:
@@ -238,6 +266,7 @@ def _connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")  # in WAL mode: an fsync at every commit
             db.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
+            db.execute("PRAGMA secure_delete = FAST")  # else dropping a gigabyte of letters writes one of zeros
             db.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
             db.executescript("BEGIN IMMEDIATE; ROLLBACK;")  # a file for reading only shows now, not at a save
     except BaseException:

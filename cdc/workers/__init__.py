@@ -1,6 +1,6 @@
-"""The bounded pool: lanes, timeouts, drain. Runs callbacks; knows nothing of sources or state."""
+"""The bounded pool: lanes, timeouts, retries, parking, drain. Runs callbacks; knows nothing of sources or state."""
 
-from cdc.workers.lane import Failed, Lane, Work
-from cdc.workers.pool import Bounds, Pool
+from cdc.workers.lane import Lane, Work
+from cdc.workers.pool import Bounds, Pool, PoolListener
 
-__all__ = ["Bounds", "Failed", "Lane", "Pool", "Work"]
+__all__ = ["Bounds", "Lane", "Pool", "PoolListener", "Work"]

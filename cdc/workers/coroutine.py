@@ -10,7 +10,7 @@ from typing import Any
 from cdc.callbacks import Registration
 from cdc.progress import Share
 from cdc.workers.daemon import DaemonThread
-from cdc.workers.lane import FAST, MAX_ABANDONED, Failed, Lane, Opening
+from cdc.workers.lane import FAST, MAX_ABANDONED, Lane, LaneListener, Opening
 
 __all__ = ["CoroutineLane"]
 
@@ -21,8 +21,8 @@ GRACE_SECONDS = 1.0
 class CoroutineLane(Lane):
     """A timeout cancels the call; a call that swallows its cancellation is abandoned after a grace."""
 
-    def __init__(self, registration: Registration, name: str, failed: Failed, opening: Opening) -> None:
-        super().__init__(registration, name, failed, opening)
+    def __init__(self, registration: Registration, name: str, listener: LaneListener, opening: Opening) -> None:
+        super().__init__(registration, name, listener, opening)
         self._timed_out = False
         self._abandoned: set[asyncio.Task[None]] = set()  # the event loop alone would not keep them alive
 
@@ -44,12 +44,12 @@ class CoroutineLane(Lane):
 
     async def _walk(self, share: Share) -> BaseException | None:
         task = asyncio.current_task()
-        if self._is_whole(share):
+        while self._is_whole(share):
             error = await self._attempt(share, self._whole(share, task))
             if task is not self._task:
                 return None
             if error is not None:
-                error = self._blame(share, error)
+                error = await self._blame(share, error)
             if error is not None or not share.has_waiting:
                 return error
         return await self._attempt(share, self._each(share, task))
@@ -122,10 +122,7 @@ class CoroutineLane(Lane):
         self._abandoned.add(task)
         self._timed_out = False
         self._end(share, unfinished=True)
-        error: BaseException | None = self.timeout(self.registration.timeout_seconds)
-        if self._is_whole(share):
-            error = self._blame(share, self.timeout(self.registration.timeout_seconds))
+        if not self._is_whole(share) or self._is_one_to_blame(share):
+            self._error = self.timeout(self.registration.timeout_seconds)
         share.hold()  # the old task finds its own iterator exhausted
-        if error is not None:
-            self._failed(self.registration, share.first_unsettled(), error)
         self._start()

@@ -13,15 +13,17 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 from cdc.callbacks import SECONDS_BUCKETS, Invocation, Registration
 from cdc.errors import CallbackTimeout
 from cdc.events import DatabaseEvent
+from cdc.failures import Failure, is_permanent, retry_after, wait_before
 from cdc.progress import Share
 
-__all__ = ["FAST", "MAX_ABANDONED", "Failed", "Gate", "Lane", "Opening", "Work"]
+__all__ = ["FAST", "MAX_ABANDONED", "Gate", "Lane", "LaneListener", "Opening", "Work"]
 
 FAST = SECONDS_BUCKETS[0]
 """Seconds below which calls are counted together: a no-op callback is not worth a histogram lookup."""
@@ -34,8 +36,21 @@ LATE_SECONDS = 0.1
 """A watchdog that comes this much too late: another callback has blocked the event loop. No call could go on
 meanwhile, so that each gets the time again, once."""
 
-Failed = Callable[[Registration, DatabaseEvent, BaseException], None]
-"""Told of each event that failed; may stop the lanes of the callback."""
+
+class LaneListener(Protocol):
+    """Who decides for all lanes; called on the event loop."""
+
+    async def may_begin(self) -> None:
+        """Return once callbacks may be called."""
+
+    async def failed(self, registration: Registration, share: Share, failure: Failure) -> None:
+        """The event in work has failed for good; returns once it counts as settled. May stop the callback's lanes."""
+
+    def broke(self, error: BaseException) -> None:
+        """A mistake of ours has ended a lane: what it had will never be settled."""
+
+    def handed_back(self, registration: Registration, share: Share) -> None:
+        """Of a callback that is stopped: what was in a call as a batch, and will not be called again."""
 
 
 class Gate:
@@ -131,12 +146,12 @@ async def _bounded(lane: Lane, function: Callable[[], Any], seconds: float) -> B
 class Lane(ABC):
     """See the module. `last` is the work queued last, finished or not."""
 
-    def __init__(self, registration: Registration, name: str, failed: Failed, opening: Opening) -> None:
+    def __init__(self, registration: Registration, name: str, listener: LaneListener, opening: Opening) -> None:
         self.registration = registration
         self.name = name
         self.last: Work | None = None
         self.started = 0.0  # when the call in work began, monotonic seconds; 0 while none is
-        self._failed = failed
+        self._listener = listener
         self._opening = opening
         self._queue: deque[Work] = deque()
         self._current: Work | None = None
@@ -149,6 +164,10 @@ class Lane(ABC):
         self._stopped = False
         self._ending = False
         self._singly: Share | None = None  # its batch has failed: its events are given one by one
+        self._failure: Failure | None = None  # of the event that is tried again and again
+        self._failing = False  # the event in work has failed for good, and is on its way to be settled
+        self._error: BaseException | None = None  # of a call that was given up together with its task
+        self._attempts = 0  # calls with the whole share that have failed
         self._walk_began = 0.0
         self._handed_out = 0  # of the share, when the walk began
         self._slow = 0  # calls of this walk that took longer than FAST, and their time
@@ -167,9 +186,9 @@ class Lane(ABC):
         return self._task
 
     def first_unsettled(self) -> DatabaseEvent | None:
-        """The event in work or next in the queue."""
+        """The event of the stream in work or next in the queue."""
         works = (self._current, *self._queue) if self._current is not None else self._queue
-        shares = (work.share for work in works if work.share is not None)
+        shares = (work.share for work in works if work.share is not None and work.share.batch.live)
         return next((share.first_unsettled() for share in shares), None)
 
     def put(self, work: Work) -> None:
@@ -181,21 +200,25 @@ class Lane(ABC):
         elif self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
-    def stop(self) -> list[DatabaseEvent]:
-        """The callback is removed: give back what has not begun. A call in work runs to its end."""
+    def stop(self) -> list[Share]:
+        """The callback is removed: give back what has not begun, for the caller to settle.
+
+        A call in work runs to its end, and so does the event that is on its way to the dead letters.
+        """
         self._stopped = True
-        dropped: list[DatabaseEvent] = []
+        rest: list[Share] = []
         if (work := self._current) is not None and (share := work.share) is not None:
-            if not self.started:  # it waits for a gate, or for `open`
-                dropped += share.take_rest()
+            is_busy = self.started or self._failing
+            if share.has_waiting and not (self.started and self._is_whole(share)):
+                rest.append(share.batch.share(share.take_rest()))
+            if not is_busy:  # it waits for a gate, for `open`, or for its next attempt
                 work.finish()
-            elif not self._is_whole(share):
-                dropped += share.take_rest()
         while self._queue:
             work = self._queue.popleft()
-            dropped += work.share.take_rest() if work.share is not None else []
+            rest += [] if work.share is None else [work.share]
+            work.share = None
             work.finish()
-        return dropped
+        return rest
 
     async def call(self, function: Callable[[], Any]) -> None:
         """Call the callback's `open` or `close`: a coroutine function here, another in a thread."""
@@ -239,6 +262,15 @@ class Lane(ABC):
             hint="raise timeout_seconds, or make the callback faster",
         )
 
+    def give_back(self) -> list[Share]:
+        """After `close`: what was in work and is not settled, for the caller to settle."""
+        if self._current is None or (share := self._current.share) is None:
+            return []
+        rest = [share.batch.share(share.rest())]
+        self._current.finish()
+        self._current = None
+        return rest
+
     @property
     def _share(self) -> Share | None:
         return None if self._current is None else self._current.share
@@ -257,6 +289,11 @@ class Lane(ABC):
 
     def _start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._main(), name=f"cdc-lane-{self.name}")
+        self._task.add_done_callback(self._main_ended)
+
+    def _main_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._listener.broke(error)
 
     async def _main(self) -> None:
         task = asyncio.current_task()
@@ -264,6 +301,7 @@ class Lane(ABC):
             work = self._current or await self._next()
             if work.after is not None:
                 await work.after.wait()
+            await self._listener.may_begin()
             if (share := work.share) is not None:
                 await self._work_off(share, task)
                 if self._task is not task:
@@ -279,7 +317,12 @@ class Lane(ABC):
             await asyncio.sleep(0)  # the reader and the other lanes have their turn
 
     async def _work_off(self, share: Share, task: object) -> None:
-        while share.has_waiting and not (self._ending or self._closing):
+        error, self._error = self._error, None
+        while True:
+            if error is not None:
+                await self._fail(share, error)
+            if not share.has_waiting or self._ending or self._closing:
+                return
             error = await self._opening.ensure(self)
             if error is None:
                 error = await self._walk(share)
@@ -287,8 +330,39 @@ class Lane(ABC):
                     return
             elif next(share.iterator, None) is None:  # otherwise, an event that cannot be handed out has failed
                 return
-            if error is not None:
-                self._failed(self.registration, share.first_unsettled(), error)
+
+    async def _fail(self, share: Share, error: BaseException) -> None:
+        """The event in work has failed: wait for its next attempt, or see to it that it is settled without one."""
+        failure = self._count_attempt(share.first_unsettled(), error)
+        if self._is_worth_another(error, failure.attempts):
+            share.put_back()
+            if self._stopped:
+                self._hand_back(share)
+            elif not self._closing:
+                self.registration.retries += 1
+                await asyncio.sleep(wait_before(failure.attempts + 1, error))
+            return
+        self._failure = None
+        self._failing = True
+        try:
+            await self._listener.failed(self.registration, share, failure)
+        finally:
+            self._failing = False
+
+    def _count_attempt(self, event: DatabaseEvent, error: BaseException) -> Failure:
+        now = datetime.now(UTC)
+        if (failure := self._failure) is None or failure.event is not event:
+            failure = self._failure = Failure(event, error, 0, now, now)
+        failure.error, failure.last_time = error, now
+        failure.attempts += 1
+        return failure
+
+    def _is_worth_another(self, error: BaseException, attempts: int) -> bool:
+        registration = self.registration
+        return registration.blocks or (attempts < registration.max_attempts and not is_permanent(error))
+
+    def _hand_back(self, share: Share) -> None:
+        self._listener.handed_back(self.registration, share.batch.share(share.take_rest()))
 
     async def _next(self) -> Work:
         while not self._queue:
@@ -301,18 +375,30 @@ class Lane(ABC):
         """Whether the callback takes all of `share` in one call."""
         return self.registration.invocation.is_batch and self._singly is not share
 
-    def _blame(self, share: Share, error: BaseException) -> BaseException | None:
+    async def _blame(self, share: Share, error: BaseException) -> BaseException | None:
         """After a failed call with the whole share: its error if one event is to blame, or None.
 
-        Which event of a failed batch is to blame, nobody knows; one by one, only that one fails.
+        Which event of a failed batch is to blame, nobody knows; one by one, only that one fails. Unless the
+        error says when to come again: then no event is, and the whole share is tried again after that time.
         """
+        self._attempts += 1
+        is_asked_to_wait = retry_after(error) is not None and len(share.waiting()) > 1 and not self._stopped
+        if is_asked_to_wait and self._is_worth_another(error, self._attempts):
+            self.registration.retries += 1
+            await asyncio.sleep(wait_before(self._attempts + 1, error))
+            return None
+        self._attempts = 0
+        return error if self._is_one_to_blame(share) else None
+
+    def _is_one_to_blame(self, share: Share) -> bool:
+        """Whether what was called as a whole is one event; otherwise it shall be called one by one."""
         if len(share.waiting()) == 1:
             next(share.iterator)
-            return error
+            return True
         if self._stopped:
-            self.registration.drop(share.take_rest())
+            self._hand_back(share)
         self._singly = share
-        return None
+        return False
 
     def _count(self, events: int, seconds: float) -> None:
         """`events` were handled by one call; the caller holds the registration's lock."""

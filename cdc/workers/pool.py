@@ -10,10 +10,12 @@ from typing import Protocol
 from cdc.callbacks import CallbackState, Registration, Registry
 from cdc.errors import CallbackTimeout
 from cdc.events import DatabaseEvent, EventType, Position
+from cdc.failures import Failure
 from cdc.lsn import Lsn
-from cdc.progress import Batch
+from cdc.progress import Batch, Share, settled_before
 from cdc.workers.coroutine import CoroutineLane
 from cdc.workers.lane import Gate, Lane, Opening, Work
+from cdc.workers.parking import Parking
 from cdc.workers.thread import ThreadLane
 
 __all__ = ["Bounds", "Pool", "PoolListener"]
@@ -28,7 +30,19 @@ class Bounds:
 
 
 class PoolListener(Protocol):
-    """Who is told of what happens in the pool; called on the event loop, must return quickly."""
+    """Who is told of what happens in the pool; called on the event loop. What is no coroutine must return quickly."""
+
+    async def may_begin(self) -> None:
+        """Return once callbacks may be called."""
+
+    async def keep_failed(self, registration: Registration, failure: Failure) -> bool:
+        """Keep the event durably as a dead letter; False when nobody keeps any."""
+
+    async def keep_parked(self, registration: Registration, events: Sequence[DatabaseEvent]) -> int:
+        """Keep events of a removed callback durably; how many, from the front."""
+
+    def broke(self, error: BaseException) -> None:
+        """A mistake of ours: something will never be settled."""
 
     def event_failed(self, registration: Registration, event: DatabaseEvent, error: BaseException) -> None:
         """An event failed for good for this callback."""
@@ -49,6 +63,7 @@ class Pool:
         self._listener = listener
         self._lanes: dict[Registration, list[Lane]] = {}
         self._opening: dict[Registration, Opening] = {}
+        self._parking: dict[Registration, Parking] = {}
         self._full = False
         self._idle = asyncio.Event()
         self.queued_events = 0
@@ -65,13 +80,15 @@ class Pool:
         return self._lanes
 
     def add(self, registration: Registration) -> None:
-        """Make the lanes of a callback; they start with their first event."""
+        """Make the lanes of a callback; they start with their first event. Of a removed one, they wait for `revive`."""
         opening = self._opening[registration] = Opening(registration.invocation)
         lane_type = CoroutineLane if registration.invocation.is_async else ThreadLane
         self._lanes[registration] = [
-            lane_type(registration, f"{registration.name}-{number}", self._failed, opening)
+            lane_type(registration, f"{registration.name}-{number}", self, opening)
             for number in range(registration.concurrency)
         ]
+        if registration.state is CallbackState.REMOVED and registration.parks:
+            self._park(registration)
 
     async def open(self, registration: Registration) -> BaseException | None:
         """Call its `open` now, so that what is wrong is seen before the first event; None when it is open."""
@@ -86,12 +103,12 @@ class Pool:
             events = registration.select(batch.events, kinds)
             if not events:
                 continue
-            if registration.state is CallbackState.REMOVED:
-                registration.drop(events)
-            elif len(lanes) == 1:
-                lanes[0].put(Work(batch.share(events)))
+            if registration.state is CallbackState.ACTIVE:
+                _distribute(batch, events, lanes)
+            elif registration in self._parking:
+                self._parking[registration].put(batch.share(events))
             else:
-                _spread(batch, events, lanes)
+                registration.drop(events)
         if batch.pending:
             self.queued_events += batch.count
             self.queued_bytes += batch.bytes
@@ -99,23 +116,60 @@ class Pool:
             self._full = self._full or not self.has_room
 
     def remove(self, registration: Registration, state: CallbackState, reason: str) -> None:
-        """No more events for this callback; what it has not begun is missed (or skipped, if it left)."""
+        """No more calls of this callback; what it has not begun is parked, or missed (or skipped, if it left)."""
         if not self._registry.remove(registration, state, reason):
             return
         position = self.settled(registration, Position(Lsn(0), 0))
-        for lane in self._lanes[registration]:
-            registration.drop(lane.stop())
+        if state is CallbackState.REMOVED and registration.parks:
+            self._park(registration)
+        elif state is CallbackState.UNSUBSCRIBED and (parking := self._parking.pop(registration, None)) is not None:
+            parking.close()
+            self._hand_back(registration, parking.take())
         self._listener.callback_removed(registration, reason, position)
+        self._hand_back(registration, [share for lane in self._lanes[registration] for share in lane.stop()])
+
+    async def revive(self, registration: Registration, grace: float) -> None:
+        """Make a removed callback ready for `put`: opened anew, with what comes from the stream being parked."""
+        await self.close([registration], grace)
+        left = [share for lane in self._lanes[registration] for share in lane.give_back()]
+        self.add(registration)
+        self._park(registration)
+        self._hand_back(registration, left)
+        registration.state = CallbackState.RESUMING
+        registration.consecutive_failures = 0
+
+    def put(self, registration: Registration, batch: Batch) -> None:
+        """Queue a batch for this callback alone, whatever its conditions."""
+        _distribute(batch, batch.events, self._lanes[registration])
+
+    async def pause_parking(self, registration: Registration) -> None:
+        """Keep what comes from the stream in memory, unsettled; returns when all before is parked."""
+        await self._parking[registration].pause()
+
+    def park_again(self, registration: Registration) -> None:
+        """After `pause_parking`: park it after all."""
+        self._parking[registration].go_on()
+
+    def go_live(self, registration: Registration) -> None:
+        """After `pause_parking`: what has come meanwhile and what comes next goes to the callback, behind `put`."""
+        registration.state = CallbackState.ACTIVE
+        for share in self._parking.pop(registration).take():
+            _distribute(share.batch, share.waiting(), self._lanes[registration])
+            share.batch.settle(share)
+
+    def first_unsettled(self, registration: Registration) -> DatabaseEvent | None:
+        """The first event of the stream that this callback has not settled."""
+        first = [lane.first_unsettled() for lane in self._lanes.get(registration, ())]
+        if (parking := self._parking.get(registration)) is not None:
+            first.append(parking.first_unsettled())
+        return min(filter(None, first), key=lambda event: event.position, default=None)
 
     def settled(self, registration: Registration, frontier: Position) -> Position:
         """Everything up to here is settled for this callback; `frontier` is what was submitted last."""
         if registration.settled is not None and registration.settled > frontier:
             return registration.settled  # still before where it had come to in an earlier run
-        first = [event for lane in self._lanes.get(registration, ()) if (event := lane.first_unsettled()) is not None]
-        if not first:
-            return frontier
-        commit_lsn, ordinal = min(event.position for event in first)
-        return Position(commit_lsn, ordinal - 1)
+        first = self.first_unsettled(registration)
+        return frontier if first is None else settled_before(first)
 
     async def drained(self) -> None:
         """Until nothing is queued or in work."""
@@ -136,6 +190,11 @@ class Pool:
         for lane in lanes:
             lane.release()
 
+    def close_parking(self) -> None:
+        """Park nothing more; what is not kept stays unsettled."""
+        for parking in self._parking.values():
+            parking.close()
+
     async def leave(self, registrations: Sequence[Registration], grace: float) -> None:
         """After `remove`, of callbacks that have ended their subscription: calls in work may end; then `close`.
 
@@ -154,10 +213,46 @@ class Pool:
         if (error := await opening.close(lane, grace)) is not None:
             registration.last_error = f"close: {type(error).__name__}"
 
-    def _failed(self, registration: Registration, event: DatabaseEvent, error: BaseException) -> None:
-        registration.failed(event, error, "timeout" if isinstance(error, CallbackTimeout) else "failed")
-        self._listener.event_failed(registration, event, error)
-        if self._registry.has_failed_too_often(registration):
+    def _park(self, registration: Registration) -> None:
+        if registration in self._parking:
+            self._parking[registration].go_on()
+        else:
+            self._parking[registration] = Parking(registration, self._listener.keep_parked, self._listener.broke)
+
+    def _hand_back(self, registration: Registration, shares: Sequence[Share]) -> None:
+        """Park what a stopped callback has not had, or count it as missed or skipped."""
+        parking = self._parking.get(registration)
+        for share in sorted(shares, key=_first_position):
+            if not share.batch.live:  # it lies in the dead letters still
+                share.batch.undelivered += share.take_rest()
+            elif parking is not None:
+                parking.put(share)
+                continue
+            else:
+                registration.drop(share.take_rest())
+            share.batch.settle(share)
+
+    async def may_begin(self) -> None:
+        """Of a lane: see `LaneListener`."""
+        await self._listener.may_begin()
+
+    def broke(self, error: BaseException) -> None:
+        """Of a lane: see `LaneListener`."""
+        self._listener.broke(error)
+
+    def handed_back(self, registration: Registration, share: Share) -> None:
+        """Of a lane: see `LaneListener`."""
+        self._hand_back(registration, [share])
+
+    async def failed(self, registration: Registration, share: Share, failure: Failure) -> None:
+        """Of a lane: see `LaneListener`."""
+        kept = await self._listener.keep_failed(registration, failure)
+        outcome = "timeout" if isinstance(failure.error, CallbackTimeout) else "failed"
+        registration.failed(failure.event, failure.error, outcome, kept=kept)
+        if not share.batch.live:
+            share.batch.undelivered.append(failure.event)
+        self._listener.event_failed(registration, failure.event, failure.error)
+        if not share.batch.lenient and self._registry.has_failed_too_often(registration):
             self.remove(registration, CallbackState.REMOVED, "failures")
 
     def _settled(self, batch: Batch) -> None:
@@ -168,6 +263,17 @@ class Pool:
             self._listener.room_again()
         if self.queued_events == 0:
             self._idle.set()
+
+
+def _first_position(share: Share) -> Position:
+    return share.first_unsettled().position
+
+
+def _distribute(batch: Batch, events: Sequence[DatabaseEvent], lanes: Sequence[Lane]) -> None:
+    if len(lanes) == 1:
+        lanes[0].put(Work(batch.share(events)))
+    else:
+        _spread(batch, events, lanes)
 
 
 def _spread(batch: Batch, events: Sequence[DatabaseEvent], lanes: Sequence[Lane]) -> None:

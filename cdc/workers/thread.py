@@ -14,7 +14,7 @@ from typing import Any
 from cdc.callbacks import Registration, refuse_awaitable
 from cdc.progress import Share
 from cdc.workers.daemon import DaemonThread
-from cdc.workers.lane import FAST, MAX_ABANDONED, Failed, Lane, Opening
+from cdc.workers.lane import FAST, MAX_ABANDONED, Lane, LaneListener, Opening
 
 __all__ = ["ThreadLane"]
 
@@ -25,8 +25,8 @@ LOOK_AGAIN_SECONDS = 1.0
 class ThreadLane(Lane):
     """See the module. Who gives a call up, the watchdog or its end, is decided under the registration's lock."""
 
-    def __init__(self, registration: Registration, name: str, failed: Failed, opening: Opening) -> None:
-        super().__init__(registration, name, failed, opening)
+    def __init__(self, registration: Registration, name: str, listener: LaneListener, opening: Opening) -> None:
+        super().__init__(registration, name, listener, opening)
         self._thread: DaemonThread | None = None
         self._outcome: asyncio.Future[BaseException | None] | None = None
         self._abandoned = 0  # threads whose call was given up and still runs
@@ -63,10 +63,10 @@ class ThreadLane(Lane):
         self._abandoned -= 1
 
     async def _walk(self, share: Share) -> BaseException | None:
-        if self._is_whole(share):
+        while self._is_whole(share):
             error = await self._in_thread(self._whole, share)
             if error is not None:
-                error = self._blame(share, error)
+                error = await self._blame(share, error)
             if error is not None or not share.has_waiting:
                 return error
         return await self._in_thread(self._each, share)

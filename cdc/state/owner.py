@@ -1,0 +1,37 @@
+"""Whether a service owns the state at this moment: asked by commands, who then know whether they are heard."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from cdc.state import lock
+from cdc.state.server import Server
+
+__all__ = ["is_owned"]
+
+
+def is_owned(url: str) -> bool:
+    """Whether a process holds the state at `url` as its owner. StateError when a server cannot be asked."""
+    scheme, _, rest = url.partition("://")
+    if scheme == "sqlite":
+        return _is_locked(Path(rest.removeprefix("/")))
+    server = Server.parse(url)
+    with server.explained(), server.connect(read_only=True, owner=False) as session:
+        return lock.holder(session, server.schema) is not None
+
+
+def _is_locked(path: Path) -> bool:
+    """Asking takes the lock for an instant, shared: a service that starts in that very instant waits for it."""
+    try:
+        descriptor = os.open(path.resolve().with_name(f"{path.name}.lock"), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False  # never owned, or not for us to see
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
