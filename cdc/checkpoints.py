@@ -64,8 +64,8 @@ class Checkpointer:
         self._saved: Checkpoint | None = None
         self._saved_gaps: list[Gap] = []
         self._saved_time = 0.0
-        self._settled: dict[str, Position] = {}  # of the checkpoint that is being written
-        self._saved_settled: dict[str, Position] = {}
+        self._quiet_at: int | None = None  # the last event of all, when it and all before were settled as we looked
+        self._saved_quiet_at: int | None = None
         self.stream: ReplicationStream | None = None
         self.seconds = Histogram()
         self.error = ""  # why the last attempt failed
@@ -122,7 +122,7 @@ class Checkpointer:
                 began = monotonic()
                 await self._thread.run(self._store.save, checkpoint, gaps)
                 self._saved, self._saved_gaps, self._saved_time = checkpoint, gaps, monotonic()
-                self._saved_settled = self._settled
+                self._saved_quiet_at = self._quiet_at
                 self.seconds.observe(self._saved_time - began)
             if self.stream is not None and self._saved and self._saved.flushed_lsn > self.stream.flushed:
                 self.stream.report(self._assembler.commit_lsn, self._saved.flushed_lsn)
@@ -130,12 +130,14 @@ class Checkpointer:
     def _checkpoint(self) -> Checkpoint:
         mark = self._ledger.flushable()
         frontier = self._pump.frontier
-        self._settled = {
-            item.name: self._manager.pool.settled(item, frontier) for item in self._manager.registry if item.configured
-        }
+        self._quiet_at = self._assembler.event_id if self._ledger.is_settled else None
         # What is flushed is settled for everyone: so a handler that lies behind was not configured meanwhile.
         flushed = Position(Lsn(mark.lsn), 0)
-        positions = {name: max(settled, flushed) for name, settled in self._settled.items()}
+        positions = {
+            item.name: max(self._manager.pool.settled(item, frontier), flushed)
+            for item in self._manager.registry
+            if item.configured
+        }
         return Checkpoint(self.source, Lsn(mark.lsn), mark.event_id, positions)
 
     def _all_gaps(self) -> list[Gap]:
@@ -152,7 +154,7 @@ class Checkpointer:
             return True
         if checkpoint == self._saved:
             return False
-        only_idle = self._settled == self._saved_settled and checkpoint.last_event_id == self._saved.last_event_id
+        only_idle = self._quiet_at is not None and self._quiet_at == self._saved_quiet_at
         if only_idle and self.shares_wal:
             return checkpoint.flushed_lsn - self._saved.flushed_lsn >= IDLE_BYTES
         return asked or not only_idle or monotonic() - self._saved_time >= IDLE_SECONDS

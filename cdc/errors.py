@@ -80,11 +80,15 @@ class StateError(CdcError):
 
 
 class StateBusy(StateError):
-    """Another owner holds the state, and will be waited for; `holder` says who, as far as the state can tell."""
+    """Another owner holds the state, and will be waited for; `holder` says who, as far as the state can tell.
 
-    def __init__(self, message: str, *, holder: str = "", hint: str = "") -> None:
+    `silent_seconds`: since when it has given no sign of life; None where its end is known at once.
+    """
+
+    def __init__(self, message: str, *, holder: str = "", silent_seconds: float | None = None, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.holder = holder
+        self.silent_seconds = silent_seconds
 
 
 class StreamLost(CdcError):

@@ -20,7 +20,7 @@ import structlog
 from cdc.callbacks import Registration
 from cdc.codec import pack, unpack
 from cdc.config import SignalConfig
-from cdc.errors import StateBusy, StateError
+from cdc.errors import CdcError, StateBusy
 from cdc.events import DatabaseEvent, Position
 from cdc.failures import Failure
 from cdc.state import DeadLetter, LetterState, LetterTotal, StateStore, StateThread
@@ -113,7 +113,7 @@ class DeadLetters:
     async def keep_failed(self, registration: Registration, failure: Failure) -> None:
         """Of the manager (see `Keeper`): returns once the event is a dead letter, which waits for room."""
         known = self._under_way.get((registration.name, failure.event.position))
-        letter = _failed_letter(registration.name, failure, known)
+        letter = await self.ask(lambda: _failed_letter(registration.name, failure, known))
         if known is None:
             await self._wait_for_room(letter)
         replaced = [known] if known is not None else []
@@ -142,7 +142,7 @@ class DeadLetters:
                 result = await self._thread.run(job.function)
             except StateBusy:
                 raise
-            except StateError as error:
+            except CdcError as error:  # the state, or the catalog that knows the row's types
                 if not self.error:
                     log.error("dead_letters_not_written", error=str(error))  # noqa: TRY400 - the error says it all
                 self.error = str(error)
@@ -222,9 +222,11 @@ MAX_ERROR_TEXT = 4_000
 
 
 def _letter(name: str, event: DatabaseEvent, state: LetterState, now: datetime) -> DeadLetter:
-    """`event` b"": its values cannot be converted, not by us and not by the callback."""
+    """`event` b"": its values cannot be converted, not by us and not by the callback. CdcError: not at the moment."""
     try:
         packed = pack(event)
+    except CdcError:
+        raise
     except Exception as error:  # noqa: BLE001 - whatever it is, the event must be kept
         log.warning("dead_letter_unreadable", callback=name, position=str(event.position), error=type(error).__name__)
         packed = b""

@@ -15,13 +15,15 @@ __all__ = ["XLOG_DATA", "XLOG_DATA_HEADER", "PrimaryKeepalive", "StandbyStatusUp
 
 XLOG_DATA = ord("w")
 XLOG_DATA_HEADER = 25  # 'w', dataStart, walEnd, sendTime; the plugin's payload follows
-_KEEPALIVE = struct.Struct("!cqqB")
+_KEEPALIVE = struct.Struct("!cQqB")
 _STATUS = struct.Struct("!cQQQqB")
 _EPOCH_SECONDS = 946_684_800  # 2000-01-01 in Unix time
 
 
 def data_start(message: memoryview) -> Lsn:
-    """The dataStart field of an XLogData message."""
+    """The dataStart field of an XLogData message; ValueError for anything else."""
+    if len(message) < XLOG_DATA_HEADER or message[0] != XLOG_DATA:
+        raise ValueError(f"not an XLogData message: {len(message)} bytes beginning with {bytes(message[:1])!r}")
     return Lsn(int.from_bytes(message[1:9], "big"))
 
 
@@ -36,7 +38,7 @@ class PrimaryKeepalive:
     def parse(cls, message: bytes | memoryview) -> PrimaryKeepalive:
         """Read the 18 bytes of a ``k`` message; ValueError for anything else."""
         if len(message) != _KEEPALIVE.size or message[0] != ord("k"):
-            raise ValueError(f"not a primary keepalive: {len(message)} bytes beginning with {message[:1]!r}")
+            raise ValueError(f"not a primary keepalive: {len(message)} bytes beginning with {bytes(message[:1])!r}")
         _, wal_end, _, reply = _KEEPALIVE.unpack(message)
         return cls(Lsn(wal_end), bool(reply))
 

@@ -146,10 +146,12 @@ class Redelivery:
     async def _retry(self, registration: Registration) -> None:
         wanted = LetterFilter(callback=registration.name, state=LetterState.FAILED, retry=True)
         is_last = False
+        tried = delivered = 0
         while not is_last and registration.state is CallbackState.ACTIVE:
             letters, is_last = await self._page(wanted)
-            events = await self._end(self._send(registration, letters, lenient=True))
-            log.info("dead_letters_retried", callback=registration.name, letters=len(letters), delivered=events)
+            tried += len(letters)
+            delivered += await self._end(self._send(registration, letters, lenient=True))
+        log.info("dead_letters_retried", callback=registration.name, letters=tried, delivered=delivered)
 
     async def _page(self, wanted: LetterFilter) -> tuple[list[tuple[DeadLetter, DatabaseEvent]], bool]:
         """The first of them, in order, and whether these are all. What cannot be read is set aside as failed."""

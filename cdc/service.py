@@ -20,6 +20,7 @@ import structlog
 
 from cdc.checkpoints import Checkpointer
 from cdc.config import Config
+from cdc.consumer import Consumer
 from cdc.enrolment import enrol
 from cdc.errors import CdcError, ConfigError, DecodeError, StateBusy, StreamLost, is_retryable
 from cdc.events import Position
@@ -30,12 +31,13 @@ from cdc.patterns import TablePatterns
 from cdc.progress import Ledger
 from cdc.pump import Pump
 from cdc.redelivery import Redelivery
-from cdc.replication import ReplicationStream
+from cdc.replication import ReplicationConnection, ReplicationStream
 from cdc.resume import ResumePoint
 from cdc.session import Session
 from cdc.signals import SignalManager
 from cdc.state import Checkpoint, Gap, StateStore, StateThread, open_state
 from cdc.transactions import Assembler, CommitMark, Selection, TagRule
+from cdc.watchman import Watchman
 
 __all__ = ["Phase", "Service"]
 
@@ -97,6 +99,10 @@ class Service:
         self._failed: asyncio.Future[None] | None = None
         self._redelivery: Redelivery | None = None
         self._gaps: list[Gap] = []
+        self._owner_seen: float | None = None  # when the owner before us was last known to live, monotonic seconds
+        self._consumer = Consumer()
+        self._deliver_from = 0.0  # monotonic seconds
+        self._shares_wal: bool | None = None  # whether the state lies in the source's cluster; None: not known
 
     @property
     def received_bytes(self) -> int:
@@ -133,6 +139,7 @@ class Service:
             try:
                 return await self._state.run(open_state, self.config.state.url, owner=True)
             except StateBusy as busy:
+                self._owner_seen = monotonic() - (busy.silent_seconds or 0.0)
                 if self.phase is not Phase.STANDBY:
                     log.info("standby", held_by=busy.holder, hint="taking over when it ends")
                 self.phase = Phase.STANDBY
@@ -147,6 +154,10 @@ class Service:
         try:
             self.phase = Phase.STARTING
             self._state.store = store
+            self._consumer = store.consumer or self._consumer
+            if store.taken_over:
+                seen = monotonic() if self._owner_seen is None else self._owner_seen
+                self._deliver_from = seen + FENCE_SECONDS
             self.manager.may_deliver = self._may_deliver
             self.manager.on_broken = self._end_with
             checkpoint = await self._state.run(store.load)
@@ -177,8 +188,13 @@ class Service:
         self.monitor.on_server_stopping = lambda: self._start("server-stop", self._let_server_stop())
 
     def _may_deliver(self) -> bool:
-        """Whether the state is ours for certain: another service may have taken over what we do not hear of."""
-        return monotonic() - self._state.last_alive < FENCE_SECONDS
+        """Whether the state is ours alone, for certain.
+
+        Another service may have taken over what we do not hear of; and the owner before us, if it did not say
+        goodbye, may go on until it misses its answer.
+        """
+        now = monotonic()
+        return now - self._state.last_alive < FENCE_SECONDS and now >= self._deliver_from
 
     async def _until_over(self) -> None:
         """Wait for `stop`, or for a side task that ended: each of them is meant to run as long as we do."""
@@ -231,12 +247,15 @@ class Service:
 
     async def _stream_once(self, store: StateStore, checkpoint: Checkpoint | None) -> None:
         """One connection, from its beginning to its end."""
+        if store.schema and self._shares_wal is None:
+            await self._learn_where_the_state_lies(store)
         saved = self.checkpointer.saved if self.checkpointer is not None else None
         session = self.session = await Session.open(
             self.config.source,
             self._selection,
             saved or checkpoint,
             received=self.assembler.commit_lsn if self.assembler is not None else 0,
+            consumer=self._consumer,
             accept_gap=self._accept_gap,
             missing_identity=self.missing_identity,
         )
@@ -265,6 +284,17 @@ class Service:
             await stream.close()
             raise
 
+    async def _learn_where_the_state_lies(self, store: StateStore) -> None:
+        """In the source's own cluster it may lie among the tables: what we write there are no events."""
+        connection = await ReplicationConnection.connect(self.config.source.dsn)
+        try:
+            identity = await connection.identify()
+        finally:
+            await connection.close()
+        self._shares_wal = await self._state.run(store.shares_wal, identity.system_identifier)
+        if self._shares_wal:
+            self._selection = _selection(self.config, without=store.schema)
+
     async def _begin(self, store: StateStore, checkpoint: Checkpoint | None, session: Session) -> None:
         """The first connection says where we are: make what counts from there."""
         resume = session.resume
@@ -283,7 +313,7 @@ class Service:
             self.pump,
             self.config.state.checkpoint_interval_seconds,
         )
-        self.checkpointer.shares_wal = await self._state.run(store.shares_wal, session.source.system_identifier)
+        self.checkpointer.shares_wal = bool(self._shares_wal)
         self._check_positions(checkpoint, session)
         if resume.gap_from is not None:
             self._gaps.append(_accepted_gap(resume))
@@ -302,7 +332,19 @@ class Service:
             registration.settled = None
 
     async def _heartbeat(self) -> None:
+        watchman = Watchman(self.config.source.dsn, self.config.signal.drain_timeout_seconds, self._cut)
+        try:
+            await self._beat(watchman)
+        finally:
+            watchman.close()
+
+    def _cut(self) -> None:
+        if (stream := self.stream) is not None:
+            stream.cut()
+
+    async def _beat(self, watchman: Watchman) -> None:
         while True:
+            watchman.beat()
             began = monotonic()
             await asyncio.sleep(HEARTBEAT_SECONDS)
             late = monotonic() - began - HEARTBEAT_SECONDS
@@ -343,10 +385,11 @@ class Service:
         log.info("stopped", drained=drained, queued=self.manager.pool.queued_events)
 
 
-def _selection(config: Config) -> Selection:
+def _selection(config: Config, without: str = "") -> Selection:
     source = config.source
+    hidden = [f'"{without.replace(chr(34), chr(34) * 2)}".*'] if without else []
     return Selection(
-        tables=TablePatterns(source.tables, source.exclude_tables),
+        tables=TablePatterns(source.tables, [*source.exclude_tables, *hidden]),
         tag_prefix=source.tag_message_prefix,
         tags_column=source.tags_column,
         soft_delete_columns=frozenset(source.soft_delete_columns),

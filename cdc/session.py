@@ -12,6 +12,7 @@ from psycopg.errors import Diagnostic
 
 from cdc.catalog import Catalog
 from cdc.config import SourceConfig
+from cdc.consumer import Consumer
 from cdc.errors import ServerUnfit, StreamLost
 from cdc.messages import Decoder
 from cdc.refusals import connect_error
@@ -58,12 +59,14 @@ class Session:
         received: int,
         accept_gap: bool,
         missing_identity: Counter[str],
+        consumer: Consumer | None = None,
     ) -> Session:
         """Connect, compare slot and checkpoint, start. `received`: up to there it lies in our memory already.
 
         StreamLost when it may work later, StreamRefused when an operator must act.
         """
-        connection = await ReplicationConnection.connect(config.dsn)
+        consumer = consumer or Consumer()
+        connection = await ReplicationConnection.connect(config.dsn, consumer.application_name)
         try:
             identity = await connection.identify()
             settings = await connection.settings()
@@ -72,6 +75,7 @@ class Session:
             resume = resume_point(identity, slot, checkpoint, config, accept_gap=accept_gap, received=received)
             if received and resume.note:
                 log.warning("resume", note=resume.note, lsn=str(resume.lsn))  # not the first connection of this run
+            await _end_leftover(connection, slot, consumer)
             resume = await _prepare(connection, slot, resume, config)
             filters = server_filters(selection)
             interval = status_interval(int(settings.get("wal_sender_timeout", "60000")) / 1000)
@@ -96,6 +100,14 @@ class Session:
         decoder = Wal2JsonDecoder(catalog, watch=selection.watched_columns, codec=codec)
         fingerprint = ";".join(f"{key}={value}" for key, value in sorted(filters.items()))
         return cls(identity, source_of(identity, config, fingerprint), resume, stream, catalog, decoder)
+
+
+async def _end_leftover(connection: ReplicationConnection, slot: SlotInfo | None, consumer: Consumer) -> None:
+    """The slot is held by a connection that is provably ours, and dead: the server does not know it yet."""
+    if slot is None or slot.active_pid is None or not consumer.outlives(slot.active_application):
+        return
+    if await connection.end_walsender(slot.name, slot.active_application):
+        log.warning("leftover_ended", slot=slot.name, pid=slot.active_pid, application_name=slot.active_application)
 
 
 async def _prepare(

@@ -98,6 +98,11 @@ class Assembler:
         return self._commit_id
 
     @property
+    def event_id(self) -> int:
+        """Id of the last event of all, also inside the open transaction."""
+        return self._id
+
+    @property
     def frontier(self) -> Position:
         """Everything up to here was handed on."""
         return Position(Lsn(self._seen_lsn), self._seen_ordinal)

@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from enum import Enum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from math import isfinite
@@ -106,7 +106,10 @@ def _numeric(value: Any) -> PostgresValue:
     """From an int or the exact literal; a float has lost digits already and is refused."""
     if value.__class__ is float:
         raise ValueError("a numeric must reach its loader as the literal's text, not as a float")
-    return Decimal(value)
+    try:
+        return Decimal(value)
+    except InvalidOperation:
+        raise ValueError("a numeric must be a number") from None
 
 
 def _timestamptz(value: Any) -> PostgresValue:
@@ -198,7 +201,8 @@ class Loaders(dict[int, Loader]):
 
     `resolve` tells of types that psycopg does not know; None from it (a type that is gone) makes the
     values text. Whatever it raises passes through, and the next look-up asks again. `numbers_as_text`:
-    the plugin sends numbers as JSON strings. Any thread may look up.
+    the plugin sends numbers as JSON strings. Any thread may look up. A loader raises ValueError for a text that
+    no server writes for its type.
     """
 
     def __init__(self, resolve: Callable[[int], TypeInfo | None], *, numbers_as_text: bool = False) -> None:

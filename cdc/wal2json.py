@@ -11,8 +11,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import wraps
 from operator import itemgetter
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import orjson
 
@@ -67,6 +69,11 @@ _LSN = re.compile(r'"lsn":"([0-9A-F]{1,8}/[0-9A-F]{1,8})"')
 # What a domain over date or timestamp looks like; it comes as text under an OID of its own.
 _MOMENT_TEXT = re.compile(r"-?infinity|\d{4,}-\d\d-\d\d")
 _MESSAGE = b'{"action":"M"'
+# What reading a row raises that is of the wrong shape, or holds a text that is none of its type.
+_DAMAGES = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class SourceCatalog(Protocol):
@@ -78,6 +85,20 @@ class SourceCatalog(Protocol):
 
     def toastable(self, schema: str, table: str) -> frozenset[str]:
         """Columns that the server may leave out of an UPDATE because they did not change."""
+
+
+def _or_decode_error(read: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Rows are read late, and by callbacks: what makes no sense is told as the decoder would have told it."""
+
+    @wraps(read)
+    def method(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return read(*args, **kwargs)
+        except _DAMAGES as error:  # its text may hold a row value
+            raw: bytes | memoryview = args[0]._raw  # type: ignore[attr-defined]
+            raise _undecodable(bytes(raw), f"{type(error).__name__} when its row was read") from None
+
+    return method
 
 
 class Wal2JsonChange:
@@ -102,6 +123,7 @@ class Wal2JsonChange:
         self._catalog = catalog
         self._exact = False
 
+    @_or_decode_error
     def payload(self) -> Mapping[str, PostgresValue]:
         """See `cdc.events.Row`."""
         columns = self._columns("columns")
@@ -113,11 +135,13 @@ class Wal2JsonChange:
             return self._convert(self._columns("identity") or ()) | row
         return row
 
+    @_or_decode_error
     def before(self) -> Mapping[str, PostgresValue] | None:
         """See `cdc.events.Row`."""
         identity = self._columns("identity")
         return None if identity is None else self._convert(identity)
 
+    @_or_decode_error
     def unchanged(self) -> frozenset[str]:
         """See `cdc.events.Row`."""
         if self.event_type is not EventType.UPDATE:
@@ -126,15 +150,18 @@ class Wal2JsonChange:
         known.update(column["name"] for column in self._fields.get("identity", ()))
         return self._catalog.toastable(self.schema, self.table) - known
 
+    @_or_decode_error
     def record_id(self) -> str | None:
         """See `cdc.events.Row`."""
         # A long key that did not change is TOAST, too: then only the identity has it.
         return self._key("identity", "columns")
 
+    @_or_decode_error
     def previous_record_id(self) -> str | None:
         """The key before an update that changed it; the same as `record_id` otherwise."""
         return self._key("identity") if "identity" in self._fields else self.record_id()
 
+    @_or_decode_error
     def deleted_softly(self, columns: frozenset[str]) -> bool:
         """See `cdc.messages.Change`."""
         old = {column["name"]: column for column in self._fields.get("identity", ())}
@@ -144,6 +171,7 @@ class Wal2JsonChange:
             if column["name"] in columns
         )
 
+    @_or_decode_error
     def text_list(self, column: str) -> tuple[str, ...]:
         """See `cdc.messages.Change`."""
         for source in ("columns", "identity"):  # the identity has a TOAST value that did not change
@@ -233,7 +261,7 @@ class Decoder:
             watched = self._watched is not None and self._watched(payload) is not None
             _check(fields, event_type, watched)
             return Wal2JsonChange(event_type, fields, payload, watched, self._catalog)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except _DAMAGES as error:
             raise _undecodable(bytes(payload), f"{type(error).__name__}: {error}") from None
 
     @staticmethod
@@ -281,6 +309,7 @@ def _check(fields: dict[str, Any], event_type: EventType, watched: bool) -> None
 def _boundary(fields: dict[str, Any]) -> Decoded:
     match fields:
         case {"action": "B", "nextlsn": str(lsn), "xid": int(xid), "timestamp": str(timestamp)}:
+            _check_timestamp(timestamp)
             return Begin(Lsn.parse(lsn), xid, timestamp)
         case {"action": "C", "nextlsn": str(lsn)}:
             return Commit(Lsn.parse(lsn))
@@ -289,6 +318,14 @@ def _boundary(fields: dict[str, Any]) -> Decoded:
         case {"action": "B" | "C" | "M"}:
             raise ValueError("a key is missing, or its value is of the wrong type")
     raise ValueError("unknown action")
+
+
+def _check_timestamp(text: str) -> None:
+    """ValueError or OverflowError for what is no moment: events parse it when asked, which is too late to stop."""
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("a commit time without its zone")
+    moment.astimezone(UTC)
 
 
 def _is_lossy(columns: Iterable[dict[str, Any]]) -> bool:

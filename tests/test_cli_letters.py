@@ -11,7 +11,6 @@ import json
 import os
 import pty
 import re
-import secrets
 import select
 import signal
 import subprocess
@@ -22,13 +21,11 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import pytest
 
 from cdc.cli import main
 from cdc.codec import pack
-from cdc.demo.cluster import Cluster
 from cdc.events import DatabaseEvent, Position
 from cdc.lsn import Lsn
 from cdc.state import (
@@ -45,6 +42,7 @@ from cdc.state import (
 from tests.conftest import Database
 from tests.running import Child, child, wait_until
 from tests.test_cli import SECONDS, Cdc
+from tests.test_state_postgres import state_url
 
 NOW = datetime.now(UTC)
 SOURCE = Source("1", 1, "shop", "cdc", "wal2json", "")
@@ -159,18 +157,12 @@ def file_desk(tmp_path: Path) -> Desk:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def desk(request: pytest.FixtureRequest, tmp_path: Path, cluster: Cluster) -> Iterator[Desk]:
+def desk(request: pytest.FixtureRequest, tmp_path: Path) -> Desk:
     """A state without dead letters, in a file or on a server."""
     if request.param == "sqlite":
-        yield Desk(tmp_path)
-        return
-    schema = f"state_{secrets.token_hex(6)}"
-    query = f"host={quote(str(cluster.socket_dir), safe='')}&port={cluster.port}&user={cluster.superuser}"
-    try:
-        yield Desk(tmp_path, f"postgresql:///postgres?{query}&schema={schema}")
-    finally:
-        with cluster.connect() as connection:
-            connection.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE".encode())
+        return Desk(tmp_path)
+    database: Database = request.getfixturevalue("database")
+    return Desk(tmp_path, state_url(database.cluster, database.name))
 
 
 # --- dead-letters list and show ----------------------------------------------------------------------
@@ -304,9 +296,9 @@ def test_nothing_is_changed_without_a_selection(desk: Desk) -> None:
 def test_no_state_yet_is_an_error_and_makes_none(desk: Desk) -> None:
     """A mistyped state.url must not look like one without dead letters."""
     path = desk.folder / "cdc.toml"
-    text = path.read_text()
-    text = text.replace("cdc-state.db", "mistyped.db").replace("schema=", "schema=mistyped_")
-    path.write_text(text)
+    elsewhere = re.sub(r"/test_\w+\?", "/postgres?", desk.url.replace("cdc-state.db", "mistyped.db"))
+    assert elsewhere != desk.url
+    path.write_text(path.read_text().replace(desk.url, elsewhere))
     for command in (
         ["dead-letters", "list"], ["dead-letters", "retry", "--all"], ["dead-letters", "discard", "--all", "--yes"],
         ["handlers", "list"], ["handlers", "remove", "mine"], ["handlers", "forget", "gone"],

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # One line per floor; a package counts as one noun. To add a module, write its name where it belongs.
 # `cdc/__init__.py` only re-exports and has no floor. Tests and bench may import anything, also cdc.demo.
 FLOORS = (
-    {"errors", "lsn"},
+    {"errors", "lsn", "consumer"},
     {"values", "patterns", "logs", "tagging"},
     {"events"},
     {"messages", "protocol", "config", "failures", "codec"},
@@ -21,7 +21,7 @@ FLOORS = (
     {"progress", "callbacks", "slots", "refusals"},
     {"replication", "catalog", "state", "workers", "loading", "guard"},
     {"signals", "resume", "lookout"},
-    {"pump", "monitor", "session", "preflight", "letters", "enrolment"},
+    {"pump", "monitor", "session", "preflight", "letters", "enrolment", "watchman"},
     {"checkpoints", "redelivery"},
     {"service"},
     {"status"},

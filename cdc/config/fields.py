@@ -61,6 +61,7 @@ _FLAGS = {
 
 _SLOT = re.compile(r"[a-z0-9_]{1,63}")  # what the server accepts as the name of a slot
 _HANDLER = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # a metric's label and a word on the command line: no quoting needed
+_SCHEMA = re.compile(r"([?&])schema=[^&]*&?")
 _CALLBACK = re.compile(r"[A-Za-z_][\w.]*(?::[A-Za-z_][\w.]*)?")
 
 
@@ -151,7 +152,8 @@ def _state_url(value: str) -> str:
             raise ValueError("must name a file: sqlite:///cdc-state.db")
         return value
     if value.startswith(("postgresql://", "postgres://")):
-        return _dsn(value)
+        _dsn(_SCHEMA.sub(r"\1", value).rstrip("?&"))  # ours among libpq's parameters: which schema
+        return value
     raise ValueError("must start with sqlite:/// or postgresql://")
 
 

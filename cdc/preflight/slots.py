@@ -8,12 +8,11 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from cdc.config import SourceConfig
+from cdc.consumer import APPLICATION
 from cdc.preflight.findings import Finding, error, ok, warning
 from cdc.slots import SlotInfo, slot_query
 
 __all__ = ["judge", "read"]
-
-APPLICATION = "walsignal"  # how the service names its connection
 
 
 async def read(connection: AsyncConnection[TupleRow], name: str) -> SlotInfo | None:
@@ -49,7 +48,7 @@ def judge(slot: SlotInfo | None, source: SourceConfig, database: str) -> Iterato
         )
     elif not mismatch:
         yield ok("slot", f"slot {slot.name} exists, {slot.lag_bytes or 0:,} bytes of WAL are waiting")
-    if slot.active_application == APPLICATION:
+    if slot.active_application.startswith(APPLICATION):
         yield ok("slot_active", f"slot {slot.name} is used by process {slot.active_pid}: the service is running")
     elif slot.active_pid is not None:
         yield warning(

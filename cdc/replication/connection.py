@@ -15,6 +15,7 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from cdc.consumer import APPLICATION
 from cdc.errors import ServerUnfit, StreamLost
 from cdc.lsn import Lsn
 from cdc.refusals import command_error, connect_error
@@ -44,7 +45,7 @@ CONNECTION = {
     # A peer that vanished is noticed by the kernel in half the server's default wal_sender_timeout:
     # our status updates are data that it must acknowledge.
     "tcp_user_timeout": "30000",
-    "application_name": "walsignal",
+    "application_name": APPLICATION,
 }
 
 FAILOVER_VERSION = 170000
@@ -80,12 +81,11 @@ class ReplicationConnection:
         self._connection = connection
 
     @classmethod
-    async def connect(cls, dsn: str) -> ReplicationConnection:
+    async def connect(cls, dsn: str, application_name: str = APPLICATION) -> ReplicationConnection:
         """Connect; StreamLost when it may work later, ServerUnfit when an operator must act."""
+        conninfo = source_conninfo(dsn, replication="database", application_name=application_name)
         try:
-            connection = await psycopg.AsyncConnection.connect(
-                source_conninfo(dsn, replication="database"), autocommit=True
-            )
+            connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
         except psycopg.Error as error:
             raise connect_error(error) from None
         return cls(connection)
@@ -128,6 +128,16 @@ class ReplicationConnection:
         """How the slot fares; None when there is none."""
         row = await self._row(slot_query(name))
         return SlotInfo.of(row[0]) if row else None
+
+    async def end_walsender(self, slot: str, application_name: str) -> bool:
+        """End the connection of that name that streams from the slot; False when it is another one by now."""
+        command = sql.SQL(
+            "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_replication_slots s"
+            " JOIN pg_catalog.pg_stat_activity a ON a.pid = s.active_pid"
+            " WHERE s.slot_name = {} AND a.application_name = {}"
+        )
+        row = await self._row(command.format(sql.Literal(slot), sql.Literal(application_name)))
+        return bool(row and row[0])
 
     async def create_slot(self, name: str, plugin: str, *, failover: bool = False) -> Lsn:
         """Create the slot; the position from which on it has everything.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -138,6 +139,11 @@ class ReplicationStream:
             self._closed.set()
             with contextlib.suppress(RuntimeError):  # the loop is closed: the process is on its way out
                 self._loop.call_soon_threadsafe(self._tell_broken)
+
+    def cut(self) -> None:
+        """Shut the connection down, from any thread: the server sees its end, and `read` will raise StreamLost."""
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.socket)) as end:
+            end.shutdown(socket.SHUT_RDWR)
 
     def _tell_broken(self) -> None:
         if self.on_broken is not None:

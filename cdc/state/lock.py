@@ -6,7 +6,7 @@ makes certain that whoever lost the lock without knowing it never writes again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from zlib import crc32
 
@@ -19,7 +19,8 @@ _OWNER = 0x63646353  # "cdcS": our locks among those of other programs
 _CREATOR = _OWNER + 1
 _ZOMBIE_MILLISECONDS = 1000  # a session that is told to end does so at once, unless its host swaps
 _HOLDER = """
-SELECT l.pid, a.backend_start, coalesce(a.application_name, '')
+SELECT l.pid, a.backend_start, coalesce(a.application_name, ''),
+    extract(epoch FROM clock_timestamp() - a.state_change)::float8
 FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
 WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
     AND l.classid = %s::oid AND l.objid = %s::oid
@@ -34,6 +35,7 @@ class Holder:
     pid: int
     since: datetime | None
     name: str
+    silent_seconds: float | None = field(default=None, compare=False)  # since its last statement
 
     def __str__(self) -> str:
         who = self.name.removeprefix(APPLICATION) or "somebody unknown"
@@ -68,6 +70,7 @@ def take(session: Session, server: Server, before: Holder | None) -> Holder:
             raise StateBusy(
                 f"{server} is in use by another cdc run, {name}",
                 holder=name,
+                silent_seconds=other.silent_seconds if other else None,
                 hint="it will be waited for; for another slot name another schema in state.url: ?schema=NAME",
             )
     mine = holder(session, server.schema)

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
+from zlib import crc32
 
 import psycopg
 
+from cdc.consumer import Consumer
 from cdc.errors import StateBusy, StateError
 from cdc.state import lock
 from cdc.state.layout import only_row, require_layout
@@ -36,6 +38,7 @@ class PostgresState(RowStore):
         self.schema = server.schema
         self.leased = owner
         self.taken_over = False
+        self.consumer: Consumer | None = None
         self._server = server
         self._read_only = read_only
         self._session: Session | None = None
@@ -101,6 +104,9 @@ class PostgresState(RowStore):
                 term, before = only_row(session, "SELECT term, owner FROM service FOR UPDATE")
                 session.execute("UPDATE service SET term = term + 1, owner = %s", [str(self._holder)])
             self._term, self.taken_over = term + 1, bool(before)
+            (cluster,) = only_row(session, "SELECT system_identifier FROM pg_control_system()")
+            place = crc32(f"{session.info.dbname}/{self.schema}".encode())
+            self.consumer = Consumer(f"{cluster & 2**64 - 1:x}{place:08x}", term + 1)
         else:
             self._refuse_unless(only_row(session, "SELECT term FROM service") == (self._term,))
 

@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Protocol
 
 from cdc.callbacks import CallbackState
+from cdc.consumer import Consumer
 from cdc.events import Position
 from cdc.lsn import Lsn
 
@@ -159,6 +160,10 @@ class StateStore(Protocol):
     @property
     def schema(self) -> str:
         """The schema that holds it, in its server: changes there are never events. "" for a file."""
+
+    @property
+    def consumer(self) -> Consumer | None:
+        """What its owner's connections to the source are called; None where they end with the owner's process."""
 
     @property
     def leased(self) -> bool:

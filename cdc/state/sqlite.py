@@ -27,6 +27,7 @@ class SqliteState(RowStore):
 
     schema = ""
     leased = False
+    consumer = None
     taken_over = False
 
     def __init__(self, file: DatabaseFile) -> None:
