@@ -55,7 +55,7 @@ class Pump:
         self._assembler.reconnect()
         self._decoder, self._stream, self._failed = decoder, stream, loop.create_future()
         self._manager.on_room = self._resume
-        stream.on_broken = self._broken
+        stream.on_broken = self.give_up
         self._resume()
         try:
             await self._failed
@@ -81,9 +81,6 @@ class Pump:
         """Leave the stream that is open now, as if it had been lost with this error."""
         if self._failed is not None and not self._failed.done():
             self._failed.set_exception(error)
-
-    def _broken(self) -> None:
-        self.give_up(StreamLost("a status update could not be sent", reason="connection_lost"))
 
     def _pause(self) -> None:
         if self._stream is not None and self._reading:

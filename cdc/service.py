@@ -101,6 +101,7 @@ class Service:
         self._gaps: list[Gap] = []
         self._owner_seen: float | None = None  # when the owner before us was last known to live, monotonic seconds
         self._consumer = Consumer()
+        self._patience = 1
         self._deliver_from = 0.0  # monotonic seconds
         self._shares_wal: bool | None = None  # whether the state lies in the source's cluster; None: not known
 
@@ -236,6 +237,8 @@ class Service:
                     raise
                 reason = getattr(error, "reason", "connection_lost")
                 self.reconnects[reason] += 1
+                if reason == "silent":  # was it only slow, it may need longer than that
+                    self._patience *= 2
                 self.monitor.look_soon()  # whether the slot is still worth an attempt
                 if self.last_error != str(error):
                     log.warning("stream_lost", reason=reason, error=str(error))
@@ -267,6 +270,7 @@ class Service:
             assert self.pump is not None  # noqa: S101
             self.checkpointer.source = session.source
             self.stream = self.checkpointer.stream = stream
+            stream.silence_limit *= self._patience
             self.monitor.catalog = session.catalog
             self.monitor.look_soon()
             self.phase, self.last_error = Phase.STREAMING, ""

@@ -91,11 +91,13 @@ def as_is(value: JsonValue) -> PostgresValue:
 
 BOOL, BYTEA, INT8, INT2, INT4, TEXT, OID = 16, 17, 20, 21, 23, 25, 26
 JSON, FLOAT4, FLOAT8, DATE, TIMESTAMP, TIMESTAMPTZ = 114, 700, 701, 1082, 1114, 1184
-NUMERIC, JSONB = 1700, 3802
+NUMERIC, RECORD, RECORDS, JSONB = 1700, 2249, 2287, 3802
 
 # DataError: psycopg cannot represent the value. The others: an integer of more than 4,300 digits in a json
-# value, and json nested deeper than Python's stack.
-_UNREPRESENTABLE = (psycopg.DataError, ValueError, OverflowError, RecursionError)
+# value, a number or date that is none as an element of an array, and json nested deeper than Python's stack.
+_UNREPRESENTABLE = (psycopg.DataError, ValueError, ArithmeticError, IndexError, RecursionError)
+
+_MAX_DIGITS = 131_072  # of a numeric before its point, and more than after it (PostgreSQL's "Numeric Types")
 
 # Nineteen digits in a row may be an integer beyond 64 bits, which orjson would turn into a float.
 _DIGITS = bytes(0x30 if chr(byte).isdecimal() and byte < 0x80 else 0x20 for byte in range(256))
@@ -171,6 +173,7 @@ _FROM_TEXT: Mapping[int, Loader] = {
     **dict.fromkeys((INT2, INT4, INT8, OID), int),
     **dict.fromkeys((FLOAT4, FLOAT8), float),
     **dict.fromkeys((JSON, JSONB), _json),
+    **dict.fromkeys((RECORD, RECORDS), as_is),  # of no column; psycopg fails at an empty one
     NUMERIC: _numeric,
     DATE: _date,
     TIMESTAMP: _timestamp,
@@ -296,9 +299,12 @@ def _plain(value: Any) -> Any:
 
 
 def _fixed_point(value: Decimal) -> str:
-    """PostgreSQL's text: never an exponent, which str() makes of small numbers."""
+    """PostgreSQL's text: never an exponent, which str() makes of small numbers.
+
+    But for numbers that no column can hold: one such, of an event made by hand, would be gigabytes of zeros.
+    """
     text = str(value)
-    return format(value, "f") if "E" in text else text
+    return format(value, "f") if "E" in text and abs(value.adjusted()) <= _MAX_DIGITS else text
 
 
 def _hex(value: bytes | bytearray | memoryview) -> str:

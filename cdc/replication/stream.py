@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import socket
 import threading
 import time
@@ -29,6 +30,10 @@ NoticeHandler = Callable[[psycopg.errors.Diagnostic], None]
 COPY_DONE_SECONDS = 3.0
 """How long the server may take to answer the end of the stream; closing the socket is safe too."""
 
+SILENT_INTERVALS = 12
+"""Status updates without an answer after which a connection that the kernel takes for alive counts as dead: two minutes
+by default. A server that decodes a transaction of which nothing is for us may be silent for a while."""
+
 
 class ReplicationStream:
     """An open stream of a slot. `read` on the event loop; status updates run by themselves."""
@@ -41,7 +46,7 @@ class ReplicationStream:
         self.socket = os.dup(self._pg.socket)
         self.has_more = False  # `read` ended at its bounds, not because there was nothing more
         self._end: StreamLost | None = None  # why the stream has ended, to be raised by the next `read`
-        self.on_broken: Callable[[], None] | None = None  # called on the event loop
+        self.on_broken: Callable[[StreamLost], None] | None = None  # called on the event loop
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -51,6 +56,7 @@ class ReplicationStream:
         self.received_bytes = 0
         self.last_message = time.monotonic()
         self.status_interval = status_interval
+        self.silence_limit = SILENT_INTERVALS * status_interval
         self._thread = threading.Thread(target=self._send_for_ever, name="cdc-feedback", daemon=True)
         self._thread.start()
 
@@ -136,18 +142,22 @@ class ReplicationStream:
                     self._pg.flush()
         except psycopg.Error:
             # libpq may have closed the socket here, in this thread: then the selector will never say a word.
-            self._closed.set()
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the process is on its way out
-                self._loop.call_soon_threadsafe(self._tell_broken)
+            self._break(StreamLost("a status update could not be sent", reason="connection_lost"))
+
+    def _break(self, error: StreamLost) -> None:
+        """From the feedback thread: the stream is of no more use."""
+        self._closed.set()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process is on its way out
+            self._loop.call_soon_threadsafe(self._tell_broken, error)
 
     def cut(self) -> None:
         """Shut the connection down, from any thread: the server sees its end, and `read` will raise StreamLost."""
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.socket)) as end:
             end.shutdown(socket.SHUT_RDWR)
 
-    def _tell_broken(self) -> None:
+    def _tell_broken(self, error: StreamLost) -> None:
         if self.on_broken is not None:
-            self.on_broken()
+            self.on_broken(error)
 
     async def close(self) -> None:
         """Send the last status update and the end of the stream, and wait shortly for the server's answer."""
@@ -201,6 +211,14 @@ class ReplicationStream:
         while not self._closed.wait(self.status_interval):
             quiet = time.monotonic() - self.last_message
             self.send_status(reply_requested=quiet > self.status_interval)
+            if quiet > self.silence_limit and not self._has_input():
+                self._break(StreamLost(f"the server has not answered for {quiet:.0f} s", reason="silent"))
+
+    def _has_input(self) -> bool:
+        """Whether something waits to be read: then it is we who are silent, held back or blocked."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        return bool(poll.poll(0))
 
 
 def _set(future: asyncio.Future[None]) -> None:
