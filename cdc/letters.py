@@ -20,7 +20,7 @@ import structlog
 from cdc.callbacks import Registration
 from cdc.codec import pack, unpack
 from cdc.config import SignalConfig
-from cdc.errors import CdcError, StateBusy
+from cdc.errors import CdcError, DecodeError, StateBusy
 from cdc.events import DatabaseEvent, Position
 from cdc.failures import Failure
 from cdc.state import DeadLetter, LetterState, LetterTotal, StateStore, StateThread
@@ -225,9 +225,9 @@ def _letter(name: str, event: DatabaseEvent, state: LetterState, now: datetime) 
     """`event` b"": its values cannot be converted, not by us and not by the callback. CdcError: not at the moment."""
     try:
         packed = pack(event)
-    except CdcError:
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever it is, the event must be kept
+    except Exception as error:  # whatever it is, the event must be kept
+        if isinstance(error, CdcError) and not isinstance(error, DecodeError):
+            raise
         log.warning("dead_letter_unreadable", callback=name, position=str(event.position), error=type(error).__name__)
         packed = b""
     return DeadLetter(

@@ -29,13 +29,14 @@ class Share:
     nothing: what the iterator has given out last is in work, what it still holds is waiting.
     """
 
-    __slots__ = ("batch", "events", "iterator", "paused", "taken")
+    __slots__ = ("_idle_at", "batch", "events", "iterator", "paused", "taken")
 
     def __init__(self, batch: Batch, events: Sequence[DatabaseEvent]) -> None:
         self.batch = batch
         self.events = events
         self.iterator: Iterator[DatabaseEvent] = iter(events)
         self.taken = 0  # events that were taken away instead of being handed out
+        self._idle_at = 0  # as long as so many are handed out, none is in work
         self.paused = False  # the worker has stopped for good: what was handed out is done, nothing is in work
 
     @property
@@ -54,11 +55,13 @@ class Share:
 
     def waiting(self) -> Sequence[DatabaseEvent]:
         """What has not been handed out; it stays."""
-        return self.events[len(self.events) - length_hint(self.iterator) :]
+        end = len(self.events) - self.taken
+        return self.events[end - length_hint(self.iterator) : end]
 
     @property
     def _done(self) -> int:
-        return self.handed_out if self.paused else max(self.handed_out - 1, 0)
+        handed_out = self.handed_out
+        return handed_out if self.paused or handed_out == self._idle_at else handed_out - 1
 
     def rest(self) -> Sequence[DatabaseEvent]:
         """What is not done, and was not taken away."""
@@ -67,6 +70,7 @@ class Share:
     def put_back(self) -> None:
         """The event in work waits again, as the first: it will be handed out once more."""
         self.iterator = iter([self.first_unsettled(), *self.iterator])
+        self._idle_at = self.handed_out
 
     def take_rest(self) -> list[DatabaseEvent]:
         """Take what has not been handed out; the worker's loop ends after the event in work."""

@@ -36,6 +36,8 @@ class Watched:
 
     def __getattr__(self, name: str) -> Any:
         function = getattr(self._store, name)
+        if not callable(function):
+            return function
 
         def call(*args: Any) -> Any:
             self.threads.add(threading.current_thread().name)

@@ -6,6 +6,7 @@ file from outside, as the command line does it.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -391,6 +392,46 @@ async def test_past_the_parking_bound_the_missed_range_is_on_record(items: Datab
             assert (gap.callback, gap.reason, gap.events) == ("audit", "removed", 4)
         (registration,) = run.service.manager.registry
         assert (registration.outcomes["parked"], registration.outcomes["missed"]) == (2, 4)
+
+
+async def test_the_bounds_hold_in_bytes_too(items: Database, tmp_path: Path) -> None:
+    """Of parked events the rest is missed, on record; a failed one waits for room."""
+    config = config_of(items, tmp_path, {"max_attempts": 1}, signal={"max_parked_bytes": 3000})
+    async with running(config) as run:
+        await removed(items, run)  # three dead letters of some hundred bytes
+        items.execute("INSERT INTO items SELECT i, repeat('x', 1000) FROM generate_series(4, 6) i")
+        end = server_lsn(items)
+        await eventually(lambda: confirmed(items.cluster, config.source.slot) >= end)
+        assert 3 <= len(letters(config)) < 6
+        assert sum(letter.size for letter in letters(config)) <= 3000
+        with state_of(config) as store:
+            (gap,) = store.gaps()
+            assert gap.events == 6 - len(letters(config))
+
+
+async def test_what_comes_while_the_last_parked_events_are_read_goes_behind_them(
+    items: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits in memory, unsettled, and is neither lost nor first."""
+    config = config_of(items, tmp_path, {"max_attempts": 1})
+    async with running(config) as run:
+        await removed(items, run)
+        insert(items, 4, 5)
+        await eventually(lambda: len(letters(config)) == 5)
+        run.callbacks.broken.clear()
+        pool = run.service.manager.pool
+        pause = pool.pause_parking
+        (registration,) = run.service.manager.registry
+
+        async def paused(paused_registration: Any) -> None:
+            await pause(paused_registration)
+            await asyncio.to_thread(insert, items, 6, 9)
+            await eventually(lambda: len(pool._parking[registration]._shares) > 0)
+
+        monkeypatch.setattr(pool, "pause_parking", paused)
+        with state_of(config) as store:
+            store.mark_resuming("audit")
+        await eventually(lambda: run.callbacks.seen == ids(4, 9))
 
 
 async def test_an_operator_removes_a_handler_while_it_runs(items: Database, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import pytest
 
 from cdc.errors import StateError
 from cdc.state import Checkpoint, StateStore, open_state
+from cdc.state.sqlite import SqliteState
 from tests.stored import SAVER, at, checkpoint, gap
 
 KILLED_MAKER = """
@@ -410,3 +411,11 @@ def test_kill_while_saving_loses_no_save_reported_as_done(url: str, path: Path) 
         assert found.flushed_lsn >= reported
         assert found.flushed_lsn == found.last_event_id == gap_found.events
         assert found.callbacks == {"a": at(found.flushed_lsn)} == {"a": gap_found.last}
+
+
+def test_every_commit_is_on_the_disk_when_it_returns(tmp_path: Path) -> None:
+    """In WAL mode that takes synchronous = FULL: 2."""
+    with closing(open_state(f"sqlite:///{tmp_path}/state.db", owner=True)) as store:
+        assert isinstance(store, SqliteState)
+        assert store._db.execute("PRAGMA synchronous").fetchone() == (2,)
+        assert store._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)

@@ -81,7 +81,10 @@ def _number(value: Any) -> Any:
             raise ValueError("must be a number") from None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("must be a number, without quotes")  # noqa: TRY004
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError("is too large") from None
 
 
 def _flag(value: Any) -> Any:

@@ -42,6 +42,13 @@ def find(option: Path | None = None) -> Path:
 def load(path: Path) -> Config:
     """Read and check the file. ConfigError tells all its problems: each with key, value and fix."""
     path = path.absolute()
+    try:
+        return _loaded(path)
+    except RecursionError:
+        raise ConfigError(f"{path} cannot be read", hint="it nests too deep: write it flat") from None
+
+
+def _loaded(path: Path) -> Config:
     raw = _parse(path)
     expander = Expander(os.environ, path.parent)
     data = expander.tree(raw)
@@ -75,6 +82,8 @@ def _parse(path: Path) -> dict[str, Any]:
             f"{path} is not TOML: {error}",
             hint='text and ${REFERENCES} stand in double quotes: dsn = "${CDC_DSN}"',
         ) from None
+    except ValueError:  # Python's own limit
+        raise ConfigError(f"{path} cannot be read", hint="it holds a number of thousands of digits") from None
 
 
 def _is_told(location: Location, failures: Mapping[Location, str]) -> bool:

@@ -16,11 +16,13 @@ from pydantic_core import ErrorDetails
 
 from cdc.config import models
 from cdc.config.expand import Expanded, Location
+from cdc.logs import clean
 
 __all__ = ["key_of", "problem", "problem_of", "value_at"]
 
 _ALIKE = 0.5  # "timout" is still taken for timeout_seconds
 MAX_SHOWN = 60  # characters of a value: enough to find it in the file
+MAX_BITS = 256  # of a number that is shown; Python refuses to write one of thousands of digits
 _HIDDEN_KEYS = {"dsn", "url", "options"}
 
 SECTIONS: dict[tuple[str, ...], type[BaseModel]] = {
@@ -59,14 +61,14 @@ def problem(location: Location, data: Any, text: str) -> str:
     """One line: ``handlers[1] (audit).concurrency = 99: must be at most 64``."""
     found, value = value_at(data, location)
     shown = _shown(location, value) if found else ""
-    return f"{key_of(location, data)}{f' = {shown}' if shown else ''}: {text}"
+    return clean(f"{key_of(location, data)}{f' = {shown}' if shown else ''}: {text}")
 
 
 def problem_of(error: ErrorDetails, data: Any) -> str:
     """The line for what pydantic found in `data`."""
     location = error["loc"]
     if error["type"] == "extra_forbidden":
-        return f"{key_of(location, data)}: unknown key{_suggestion(location)}"
+        return clean(f"{key_of(location, data)}: unknown key{_suggestion(location)}")
     if error["type"] == "value_error":
         text = str(error["ctx"]["error"])
     elif error["type"] == "tuple_type" and isinstance(error["input"], Mapping):
@@ -105,6 +107,8 @@ def _shown(location: Location, value: Any) -> str:
     if isinstance(value, Expanded):
         return json.dumps(value.template[:MAX_SHOWN])
     if _HIDDEN_KEYS.intersection(location) or isinstance(value, Mapping | list):
+        return ""
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
         return ""
     if isinstance(value, str | bool | int | float):
         text = json.dumps(value, ensure_ascii=False)
