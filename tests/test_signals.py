@@ -664,3 +664,23 @@ async def test_open_tells_what_is_wrong_before_the_first_event(make: Make) -> No
     manager.add_callback(Broken(), name="broken")
     with pytest.raises(CallbackError, match="'broken' cannot be opened: ConnectionError: no route"):
         await manager.open()
+
+
+@pytest.mark.parametrize("kind", ["coroutine", "thread"])
+async def test_timeouts_in_a_row_remove_a_callback_as_failures_do(
+    make: Make, release: threading.Event, kind: str
+) -> None:
+    """At the third by default: it is called no more."""
+    manager = make()
+
+    async def hang(one: DatabaseEvent) -> None:
+        await asyncio.Event().wait()
+
+    def block(one: DatabaseEvent) -> None:
+        release.wait()
+
+    handle = manager.add_callback(hang if kind == "coroutine" else block, timeout_seconds=0.05)
+    manager.submit(Batch([event(number) for number in range(1, 6)]))
+    item = registered(manager, handle)
+    await eventually(lambda: item.state is CallbackState.REMOVED)
+    assert (item.outcomes["timeout"], item.outcomes["missed"]) == (3, 2)
