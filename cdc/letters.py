@@ -33,6 +33,9 @@ T = TypeVar("T")
 TRY_AGAIN_SECONDS = 1.0
 """Between two attempts to write, and to find room: an operator who makes some sees it taken at once."""
 
+MAX_ERROR_TEXT = 4_000
+"""Characters of an error's own words: enough for what people read."""
+
 
 @dataclass(slots=True)
 class _Job:
@@ -215,10 +218,6 @@ def _failed_letter(name: str, failure: Failure, known: DeadLetter | None) -> Dea
     if not letter.event:
         text = f"the row cannot be read; {text}"
     return replace(letter, error=error, error_text=text, attempts=attempts, last_time=failure.last_time)
-
-
-MAX_ERROR_TEXT = 4_000
-"""Of an error's own words: enough for what people read."""
 
 
 def _letter(name: str, event: DatabaseEvent, state: LetterState, now: datetime) -> DeadLetter:

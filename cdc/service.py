@@ -22,7 +22,7 @@ from cdc.checkpoints import Checkpointer
 from cdc.config import Config
 from cdc.consumer import Consumer
 from cdc.enrolment import enrol
-from cdc.errors import CdcError, ConfigError, DecodeError, StateBusy, StreamLost, is_retryable
+from cdc.errors import CdcError, ConfigError, DecodeError, StateBusy, StateError, StreamLost, is_retryable
 from cdc.events import Position
 from cdc.letters import DeadLetters
 from cdc.lsn import Lsn
@@ -144,6 +144,10 @@ class Service:
                 if self.phase is not Phase.STANDBY:
                     log.info("standby", held_by=busy.holder, hint="taking over when it ends")
                 self.phase = Phase.STANDBY
+            except StateError as error:
+                if self.phase is not Phase.STANDBY:
+                    raise
+                log.debug("standby_waits", error=str(error))  # its server is away: for the owner, too
             with suppress(TimeoutError):
                 async with asyncio.timeout(STANDBY_SECONDS):
                     await self._stopping.wait()

@@ -84,6 +84,18 @@ def test_a_standby_takes_over_from_one_that_is_killed(pair: tuple[Child, Child],
     two.stop()
 
 
+def test_a_standby_outlasts_a_restart_of_the_states_server(
+    pair: tuple[Child, Child], items: Database, state_server: Cluster
+) -> None:
+    """It stands by as before, or is the owner then; either way one of the two delivers, and nothing is lost."""
+    one, two = pair
+    state_server.restart("immediate")
+    insert(items, 1, 20)
+    wait_until(lambda: len(set(delivered(one, two))) == 20)
+    assert two.is_running
+    assert delivered(one, two) == list(range(1, 21))
+
+
 def test_a_standby_takes_over_at_once_from_one_that_ends(pair: tuple[Child, Child], items: Database) -> None:
     """After a clean stop nothing is delivered twice, by whomever."""
     one, two = pair
