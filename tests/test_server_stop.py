@@ -147,7 +147,6 @@ def test_a_fast_stop_is_over_in_time_whatever_the_handlers_do(
         server.stop("fast", timeout=30)
         took = time.monotonic() - began
         assert took < DRAIN_SECONDS + GRACE_SECONDS
-        assert took > DRAIN_SECONDS / 2, "nobody waited for the handlers"
         assert service.flushed() <= before
         service.kill()
         server.start()
