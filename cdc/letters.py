@@ -95,6 +95,7 @@ class DeadLetters:
     async def readable(self, letters: Sequence[DeadLetter]) -> list[tuple[DeadLetter, DatabaseEvent]]:
         """The letters with their events. One that cannot be read has failed, and waits for an operator as such."""
         found: list[tuple[DeadLetter, DatabaseEvent]] = []
+        unreadable: list[DeadLetter] = []
         broken: list[DeadLetter] = []
         for letter in letters:
             try:
@@ -102,10 +103,11 @@ class DeadLetters:
             except ValueError as error:
                 text = f"the dead letter cannot be read: {error}"
                 state = LetterState.FAILED
+                unreadable.append(letter)
                 broken.append(replace(letter, state=state, retry=False, error="UnreadableLetter", error_text=text))
         if broken:
             log.error("dead_letters_unreadable", callback=broken[0].callback, letters=len(broken))
-            await self.ask(lambda: self._store.add_letters(broken), lambda _: self._replace(letters, broken))
+            await self.ask(lambda: self._store.add_letters(broken), lambda _: self._replace(unreadable, broken))
         return found
 
     async def drop(self, letters: Sequence[DeadLetter]) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -336,6 +337,30 @@ async def test_a_parked_event_does_not_hold_the_slot(items: Database, tmp_path: 
         assert [unpack(letter.event).record_id for letter in parked] == ids(4, 10)
         status, body = await run.get("/readyz")
         assert (status, "removed" in body) == (503, True)
+
+
+async def test_a_parked_event_that_cannot_be_read_holds_up_no_other(items: Database, tmp_path: Path) -> None:
+    """It has failed, and is counted as such; the others are delivered."""
+    config = config_of(items, tmp_path, {"max_attempts": 1})
+    async with running(config) as run:
+        await removed(items, run)
+        insert(items, 4, 6)
+        await eventually(lambda: len(letters(config)) == 6)
+        parked = letters(config, LetterFilter(state=LetterState.PARKED))
+        run.callbacks.broken.clear()
+        with state_of(config) as store:
+            store.add_letters([replace(parked[1], event=b"torn")])
+        dead = run.service.letters
+        assert dead is not None
+        found = await dead.readable(letters(config, LetterFilter(state=LetterState.PARKED)))
+        assert [event.record_id for _, event in found] == ["4", "6"]
+        assert {state: total.count for (_, state), total in dead.totals().items()} == {
+            LetterState.FAILED: 4,
+            LetterState.PARKED: 2,
+        }
+        with state_of(config) as store:
+            store.mark_resuming("audit")
+        await eventually(lambda: run.callbacks.seen == ["4", "6"])
 
 
 async def test_a_handler_that_fails_again_while_it_is_resumed_is_removed_again(items: Database, tmp_path: Path) -> None:
