@@ -2,13 +2,19 @@
 
 from cdc.callbacks import CallbackState
 from cdc.config import SignalConfig
+from cdc.dedupe import exactly_once
 from cdc.errors import CallbackError, CallbackTimeout, CdcError, ConfigError, ManagerClosed, TooManyCallbacks
 from cdc.events import DatabaseEvent, EventType, Position
+from cdc.exact import dump_event, load_event
 from cdc.failures import PermanentError, RetryLater
 from cdc.lsn import Lsn
-from cdc.signals import CallbackHandle, SignalManager, SignalStats
+from cdc.options import HandlerOptions
+from cdc.patterns import TablePatterns, TagPatterns
+from cdc.signals import CallbackHandle, SignalManager
+from cdc.stats import SignalStats
 from cdc.tagging import emit_tags
-from cdc.values import PostgresValue
+from cdc.traces import traceparent
+from cdc.values import PostgresValue, to_json
 
 __all__ = [
     "CallbackError",
@@ -19,6 +25,7 @@ __all__ = [
     "ConfigError",
     "DatabaseEvent",
     "EventType",
+    "HandlerOptions",
     "Lsn",
     "ManagerClosed",
     "PermanentError",
@@ -28,6 +35,13 @@ __all__ = [
     "SignalConfig",
     "SignalManager",
     "SignalStats",
+    "TablePatterns",
+    "TagPatterns",
     "TooManyCallbacks",
+    "dump_event",
     "emit_tags",
+    "exactly_once",
+    "load_event",
+    "to_json",
+    "traceparent",
 ]

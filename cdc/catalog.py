@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
+from cdc.codes import Code
 from cdc.errors import CdcError, StreamLost
 from cdc.values import Loaders, TypeInfo, TypeKind
 
@@ -107,6 +108,10 @@ class Catalog:
                 self._remember([], rows or [(schema, table, None)])
             return self._toastable[key]
 
+    def known_toastable(self, schema: str, table: str) -> frozenset[str] | None:
+        """The same without asking anybody; None of a table that came into being since the last look."""
+        return self._toastable.get((schema, table))
+
     def _remember(self, types: list[tuple[Any, ...]], tables: list[tuple[Any, ...]]) -> None:
         """Replace the maps, never change one: readers take no lock."""
         infos = {row[0]: _type_info(*row) for row in types}
@@ -123,6 +128,7 @@ class Catalog:
             raise CdcError(
                 f"{subject} is not known and the database cannot be asked: {_first_line(error)}",
                 hint="it is newer than the last look at the catalog; try again when the database is back",
+                code=Code.CATALOG_UNREACHABLE,
             ) from error
 
 

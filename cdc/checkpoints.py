@@ -10,10 +10,11 @@ from time import monotonic
 
 import structlog
 
-from cdc.callbacks import Histogram
-from cdc.errors import StateBusy, StateError
+from cdc.errors import CdcError, StateError
 from cdc.events import Position
+from cdc.histogram import Histogram
 from cdc.lsn import Lsn
+from cdc.outage import Outage
 from cdc.progress import Ledger
 from cdc.pump import Pump
 from cdc.replication import ReplicationStream
@@ -61,6 +62,7 @@ class Checkpointer:
         self._wake = asyncio.Event()
         self._saving = asyncio.Lock()
         self._gaps: list[Gap] = []
+        self._left: dict[str, Position] = {}
         self._saved: Checkpoint | None = None
         self._saved_gaps: list[Gap] = []
         self._saved_time = 0.0
@@ -68,7 +70,7 @@ class Checkpointer:
         self._saved_quiet_at: int | None = None
         self.stream: ReplicationStream | None = None
         self.seconds = Histogram()
-        self.error = ""  # why the last attempt failed
+        self._outage = Outage(StateError, _tell)
 
     @property
     def saved(self) -> Checkpoint | None:
@@ -80,9 +82,18 @@ class Checkpointer:
         """When that was written, monotonic seconds; 0 before the first."""
         return self._saved_time
 
+    @property
+    def error(self) -> str:
+        """Why the last attempt failed, "" when it did not."""
+        return self._outage.error
+
     def note_gap(self, gap: Gap) -> None:
         """Put a gap of the whole stream on record with the next checkpoint."""
         self._gaps.append(gap)
+
+    def note_left(self, name: str, settled: Position) -> None:
+        """A callback has left the configuration: how far it had come goes on record with the next checkpoint."""
+        self._left[name] = settled
 
     def request(self) -> None:
         """The server asks for an answer: let it be the latest."""
@@ -92,17 +103,8 @@ class Checkpointer:
         """Save whenever something has moved, at most once an interval, or when asked to; for ever."""
         while True:
             asked = await self._next()
-            try:
+            with self._outage:
                 await self.save(asked=asked)
-            except StateBusy:
-                raise  # another process has taken over: it is not ours to write any more
-            except StateError as error:
-                # Held back, not given up: nothing is acknowledged, and the disk may have room again.
-                if not self.error:
-                    log.error("checkpoint_failed", error=str(error))  # noqa: TRY400 - the error says it all
-                self.error = str(error)
-            else:
-                self.error = ""
 
     async def _next(self) -> bool:
         try:
@@ -123,6 +125,7 @@ class Checkpointer:
                 await self._thread.run(self._store.save, checkpoint, gaps)
                 self._saved, self._saved_gaps, self._saved_time = checkpoint, gaps, monotonic()
                 self._saved_quiet_at = self._quiet_at
+                self._left = {name: at for name, at in self._left.items() if checkpoint.callbacks.get(name) != at}
                 self.seconds.observe(self._saved_time - began)
             if self.stream is not None and self._saved and self._saved.flushed_lsn > self.stream.flushed:
                 self.stream.report(self._assembler.commit_lsn, self._saved.flushed_lsn)
@@ -133,11 +136,12 @@ class Checkpointer:
         self._quiet_at = self._assembler.event_id if self._ledger.is_settled else None
         # What is flushed is settled for everyone: so a handler that lies behind was not configured meanwhile.
         flushed = Position(Lsn(mark.lsn), 0)
-        positions = {
-            item.name: max(self._manager.pool.settled(item, frontier), flushed)
-            for item in self._manager.registry
-            if item.configured
-        }
+        positions = dict(self._left)
+        for item in self._manager.registry:
+            if item.configured and item.leaves_at is not None:  # what lies behind is not for it
+                positions[item.name] = self._manager.pool.settled(item, frontier)
+            elif item.configured and item.is_routed:
+                positions[item.name] = max(self._manager.pool.settled(item, frontier), flushed)
         return Checkpoint(self.source, Lsn(mark.lsn), mark.event_id, positions)
 
     def _all_gaps(self) -> list[Gap]:
@@ -158,3 +162,7 @@ class Checkpointer:
         if only_idle and self.shares_wal:
             return checkpoint.flushed_lsn - self._saved.flushed_lsn >= IDLE_BYTES
         return asked or not only_idle or monotonic() - self._saved_time >= IDLE_SECONDS
+
+
+def _tell(error: CdcError) -> None:
+    log.error("checkpoint_failed", code=error.code, error=str(error))

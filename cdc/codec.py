@@ -6,7 +6,7 @@ JSON that people can read. A value that JSON does not have is an object with one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -33,7 +33,7 @@ from psycopg.types.range import Range
 
 from cdc.events import DatabaseEvent, EventType, FixedRow, Kind, Position, Transaction
 
-__all__ = ["pack", "unpack"]
+__all__ = ["KeptRow", "kind_of", "pack", "pack_value", "unpack", "unpack_value"]
 
 _FORMAT = 1
 _DEEPEST = 100  # levels; orjson writes 254 at most, and a JSON document of PostgreSQL may have thousands
@@ -71,8 +71,7 @@ def pack(event: DatabaseEvent) -> bytes:
         "transaction_id": event.transaction_id,
     }
     document = {name: _packed(value, parts, 1) for name, value in document.items()}
-    for number, part in enumerate(parts):  # which may add more of them
-        parts[number] = _CONTAINERS[type(part)](part, parts, 1)
+    _pack_parts(parts)
     if parts:
         document["parts"] = parts
     return orjson.dumps(document)
@@ -94,11 +93,36 @@ def unpack(data: bytes) -> DatabaseEvent:
         raise ValueError(f"{len(data)} bytes are no whole packed event: {type(error).__name__}") from None
 
 
+def pack_value(value: Any) -> list[Any]:
+    """One value as JSON has it, its parts behind it. TypeError for what is no PostgreSQL value."""
+    parts: _Parts = []
+    packed = _packed(value, parts, 1)
+    _pack_parts(parts)
+    return [packed, *parts]
+
+
+def unpack_value(packed: list[Any]) -> Any:
+    """The value that :func:`pack_value` was given; any of many errors for what it has not made."""
+    return _unpacked(packed[0], _unpack_parts(packed[1:]))
+
+
+def _pack_parts(parts: _Parts) -> None:
+    for number, part in enumerate(parts):  # which may add more of them
+        parts[number] = _CONTAINERS[type(part)](part, parts, 1)
+
+
+def _unpack_parts(packed: Sequence[Any]) -> _Parts:
+    parts: _Parts = list(packed)
+    for number in reversed(range(len(parts))):  # a part refers only to later ones
+        parts[number] = _unpacked(parts[number], parts)
+    return parts
+
+
 _DAMAGES = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
-class _UnpackedRow(FixedRow):
+class KeptRow(FixedRow):
     """A row that knows its earlier key."""
 
     previous_key: str | None = None
@@ -109,20 +133,19 @@ class _UnpackedRow(FixedRow):
 
 
 @lru_cache(_KINDS)
-def _kind(event_type: str, schema: str, table_name: str) -> Kind:
+def kind_of(event_type: str, schema: str, table_name: str) -> Kind:
+    """The one object of these names; ValueError for a type that is none."""
     return Kind(EventType(event_type), schema, table_name)
 
 
 def _event(document: dict[str, Any]) -> DatabaseEvent:
     """What is missing raises KeyError, what is of another type TypeError."""
-    parts: _Parts = list(document.get("parts", ()))
-    for number in reversed(range(len(parts))):  # a part refers only to later ones
-        parts[number] = _unpacked(parts[number], parts)
+    parts = _unpack_parts(document.get("parts", ()))
     fields = {name: _unpacked(value, parts) for name, value in document.items() if name != "parts"}
     position = Position.parse(_is(str, fields["position"]))
     return DatabaseEvent(
         _is(int, fields["id"]),
-        _kind(_is(str, fields["event_type"]), _is(str, fields["schema"]), _is(str, fields["table_name"])),
+        kind_of(_is(str, fields["event_type"]), _is(str, fields["schema"]), _is(str, fields["table_name"])),
         tuple(_is(str, tag) for tag in _is(list, fields["tags"])),
         Transaction(
             position.commit_lsn,
@@ -130,7 +153,7 @@ def _event(document: dict[str, Any]) -> DatabaseEvent:
             datetime.fromisoformat(_is(str, fields["timestamp"])),
         ),
         position.ordinal,
-        _UnpackedRow(
+        KeptRow(
             _is(dict, fields["payload"]),
             None if fields["before"] is None else _is(dict, fields["before"]),
             frozenset(_is(str, name) for name in _is(list, fields["unchanged"])),

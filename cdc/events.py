@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
+import msgspec
+
 from cdc.lsn import Lsn
 from cdc.values import PostgresValue, to_json
 
@@ -31,6 +33,8 @@ class EventType(Enum):
 
     def __str__(self) -> str:
         return self.value
+
+    __hash__ = object.__hash__  # members are singletons; Enum's own is a Python function, called for every event
 
 
 class Position(NamedTuple):
@@ -137,29 +141,20 @@ class FixedRow:
         return self.key
 
 
-class DatabaseEvent:
+class DatabaseEvent(msgspec.Struct, gc=False, eq=False):  # made in a third of the time of a slotted class
     """One row change. Make one by hand with :meth:`of`; the stream makes its own.
 
     ``id`` rises by one per event and is the same again on redelivery, as is ``position``.
     """
 
-    __slots__ = ("_before", "_payload", "id", "kind", "ordinal", "row", "tags", "transaction")
-
-    def __init__(
-        self,
-        id: int,  # noqa: A002 - the specification's name
-        kind: Kind,
-        tags: tuple[str, ...],
-        transaction: Transaction,
-        ordinal: int,
-        row: Row,
-    ) -> None:
-        self.id = id
-        self.kind = kind
-        self.tags = tags
-        self.transaction = transaction
-        self.ordinal = ordinal
-        self.row = row
+    id: int
+    kind: Kind
+    tags: tuple[str, ...]
+    transaction: Transaction
+    ordinal: int
+    row: Row
+    _payload: Mapping[str, PostgresValue] | msgspec.UnsetType = msgspec.UNSET
+    _before: Mapping[str, PostgresValue] | msgspec.UnsetType | None = msgspec.UNSET
 
     @classmethod
     def of(  # noqa: PLR0913 - one keyword per field
@@ -214,20 +209,18 @@ class DatabaseEvent:
     @property
     def payload(self) -> Mapping[str, PostgresValue]:
         """Column name → value: the new row of a create or update, what is known of a deleted one."""
-        try:
-            return self._payload
-        except AttributeError:
-            self._payload: Mapping[str, PostgresValue] = self.row.payload()
-            return self._payload
+        payload = self._payload
+        if payload is msgspec.UNSET:
+            payload = self._payload = self.row.payload()
+        return payload
 
     @property
     def before(self) -> Mapping[str, PostgresValue] | None:
         """Column name → old value, as far as the table's replica identity gives it."""
-        try:
-            return self._before
-        except AttributeError:
-            self._before: Mapping[str, PostgresValue] | None = self.row.before()
-            return self._before
+        before = self._before
+        if before is msgspec.UNSET:
+            before = self._before = self.row.before()
+        return before
 
     @property
     def unchanged(self) -> frozenset[str]:
@@ -277,3 +270,6 @@ class DatabaseEvent:
     def __repr__(self) -> str:
         # No values: events end up in logs.
         return f"<DatabaseEvent {self.id} {self.event_type} {self.kind.table} at {self.position}>"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:  # what `rich` prints of a struct otherwise is all its fields
+        return [("id", self.id), ("position", str(self.position))]

@@ -20,10 +20,13 @@ import structlog
 from cdc.callbacks import Registration
 from cdc.codec import pack, unpack
 from cdc.config import SignalConfig
-from cdc.errors import CdcError, DecodeError, StateBusy
+from cdc.errors import CdcError, DecodeError
 from cdc.events import DatabaseEvent, Position
 from cdc.failures import Failure
+from cdc.logs import redact, text_of
+from cdc.outage import Outage
 from cdc.state import DeadLetter, LetterState, LetterTotal, StateStore, StateThread
+from cdc.traces import trace_fields
 
 __all__ = ["DeadLetters"]
 
@@ -60,7 +63,13 @@ class DeadLetters:
         self._under_way: dict[tuple[str, Position], DeadLetter] = {}
         self.removals = 0  # rises with each callback that is removed
         self.held: dict[str, str] = {}  # callback → why an event of it cannot be settled
-        self.error = ""  # why the last write failed, "" when it did not
+        # The state's, or of the catalog that knows the row's types.
+        self._outage = Outage(CdcError, _tell)
+
+    @property
+    def error(self) -> str:
+        """Why the last write failed, "" when it did not."""
+        return self._outage.error
 
     def totals(self) -> Mapping[tuple[str, LetterState], LetterTotal]:
         """What is kept, by callback and state."""
@@ -143,22 +152,14 @@ class DeadLetters:
 
     async def _write(self, job: _Job) -> None:
         while True:
-            try:
+            with self._outage:
                 result = await self._thread.run(job.function)
-            except StateBusy:
-                raise
-            except CdcError as error:  # the state, or the catalog that knows the row's types
-                if not self.error:
-                    log.error("dead_letters_not_written", error=str(error))  # noqa: TRY400 - the error says it all
-                self.error = str(error)
-                await asyncio.sleep(TRY_AGAIN_SECONDS)
-                continue
-            self.error = ""
-            if job.then is not None:
-                job.then(result)
-            if not job.result.done():  # who asked may have been cancelled
-                job.result.set_result(result)
-            return
+                break
+            await asyncio.sleep(TRY_AGAIN_SECONDS)
+        if job.then is not None:
+            job.then(result)
+        if not job.result.done():  # who asked may have been cancelled
+            job.result.set_result(result)
 
     def _park(self, name: str, events: Sequence[DatabaseEvent]) -> list[DeadLetter]:
         """On the state's thread: keep as many as there is room for, from the front."""
@@ -204,7 +205,9 @@ class DeadLetters:
 
     def _change(self, letter: DeadLetter, by: int) -> None:
         key = letter.callback, letter.state
-        total = self._totals.get(key) or LetterTotal(*key, 0, 0, letter.first_time, 0)
+        total = self._totals.get(key)
+        if total is None or total.count == 0:
+            total = LetterTotal(*key, 0, 0, letter.first_time, 0)
         self._totals[key] = replace(
             total,
             count=total.count + by,
@@ -216,7 +219,9 @@ class DeadLetters:
 def _failed_letter(name: str, failure: Failure, known: DeadLetter | None) -> DeadLetter:
     letter = _letter(name, failure.event, LetterState.FAILED, failure.first_time)
     attempts = failure.attempts + (known.attempts if known is not None else 0)
-    error, text = type(failure.error).__name__, str(failure.error)[:MAX_ERROR_TEXT]
+    # Libraries put connection strings into their errors; redacted before it is cut, or half a password would stay.
+    error = type(failure.error).__name__
+    text = redact(text_of(failure.error)[: 4 * MAX_ERROR_TEXT])[:MAX_ERROR_TEXT]
     if not letter.event:
         text = f"the row cannot be read; {text}"
     return replace(letter, error=error, error_text=text, attempts=attempts, last_time=failure.last_time)
@@ -229,7 +234,8 @@ def _letter(name: str, event: DatabaseEvent, state: LetterState, now: datetime) 
     except Exception as error:  # whatever it is, the event must be kept
         if isinstance(error, CdcError) and not isinstance(error, DecodeError):
             raise
-        log.warning("dead_letter_unreadable", callback=name, position=str(event.position), error=type(error).__name__)
+        position, kind = str(event.position), type(error).__name__
+        log.warning("dead_letter_unreadable", callback=name, position=position, error=kind, **trace_fields(event))
         packed = b""
     return DeadLetter(
         callback=name,
@@ -241,3 +247,7 @@ def _letter(name: str, event: DatabaseEvent, state: LetterState, now: datetime) 
         first_time=now,
         last_time=now,
     )
+
+
+def _tell(error: CdcError) -> None:
+    log.error("dead_letters_not_written", code=error.code, error=str(error))

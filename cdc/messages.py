@@ -6,16 +6,18 @@ integers here (the hot path); :class:`cdc.lsn.Lsn` prints them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Protocol
 
+import msgspec
+
+from cdc.errors import DecodeError
 from cdc.events import EventType, Row
 
 __all__ = ["Begin", "Change", "Commit", "Decoded", "Decoder", "Message"]
 
 
-@dataclass(frozen=True, slots=True)
-class Begin:
+class Begin(msgspec.Struct, frozen=True, gc=False):
     """A transaction begins: `commit_lsn` is the end LSN of its commit, known beforehand."""
 
     commit_lsn: int
@@ -23,15 +25,13 @@ class Begin:
     timestamp: str
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(msgspec.Struct, frozen=True, gc=False):
     """The transaction that began last is complete."""
 
     commit_lsn: int
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True, gc=False):
     """A logical decoding message (`pg_logical_emit_message`) with a prefix that was asked for."""
 
     transactional: bool
@@ -60,5 +60,5 @@ Decoded = Begin | Change | Commit | Message
 class Decoder(Protocol):
     """Plugin output → messages, without I/O."""
 
-    def decode(self, payload: bytes | memoryview) -> Decoded:
-        """One message; DecodeError when it cannot be understood."""
+    def decode_all(self, payloads: Sequence[bytes | memoryview]) -> tuple[list[Decoded], DecodeError | None]:
+        """Messages in order, up to the first that cannot be understood; its error, or None."""

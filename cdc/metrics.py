@@ -1,206 +1,193 @@
-"""The service's figures in Prometheus' terms: the names, types and labels of the design.
+"""The service's figures, read off at a scrape.
 
-Reads plain counters when asked, so that the stream never takes a metric's lock. It must not know HTTP,
-and keeps no state of its own; a table or callback beyond the bound of labels shares `OTHER` with the rest.
+Reads plain counters when asked, so that the stream never takes a metric's lock. It must not know HTTP, and remembers
+nothing but who has a label: a table or callback beyond the bound shares `OTHER` with the rest.
 """
 
 from __future__ import annotations
 
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata
 from itertools import accumulate
+from time import monotonic
 
-from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-    Metric,
-)
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
+from cdc import families
+from cdc.callbacks import CallbackState, Registration
+from cdc.events import EventType, Kind
+from cdc.exposition import Buckets, Family, Reading, Sample
+from cdc.histogram import SECONDS_BUCKETS, Histogram
+from cdc.registry import OTHER, Tally
+from cdc.reload import Outcome
+from cdc.service import Phase, Service
+from cdc.snapshot import snapshot
+from cdc.state import LetterState
+from cdc.status import Status
 
-from cdc.callbacks import OTHER, SECONDS_BUCKETS, CallbackState, Histogram, Registration, Tally
-from cdc.events import EventType
-from cdc.service import Service
-from cdc.status import Status, snapshot
-
-__all__ = ["MAX_LABELS", "Families", "ServiceCollector", "render"]
+__all__ = ["MAX_LABELS", "ServiceCollector", "version"]
 
 MAX_LABELS = 1_000
 """Tables, and callbacks, with series of their own: what one Prometheus takes from one target without a thought.
 The first that were seen have them; the configured handlers are registered before all others."""
 
+# Shown from the beginning, so that a rate sees the first; others once they occur.
 OUTCOMES = ("ok", "failed", "timeout", "parked", "missed", "skipped")
-"""Shown from the beginning, so that a rate sees the first; others once they occur."""
 REMOVAL_REASONS = ("failures", "inactive", "unsubscribed")
+FILTER_REASONS = ("table", "redelivered", "tag_message_outside_transaction")
+LOSS_REASONS = ("connection_lost", "connect", "server_shutdown", "silent", "slot_busy", "slot_moved")
 WAL_STATUSES = ("reserved", "extended", "unreserved", "lost")
 BUCKETS = (*map(str, SECONDS_BUCKETS), "+Inf")
 
 
-class ServiceCollector(Collector):
+class ServiceCollector:
     """Collect on the service's event loop; what comes out may be rendered anywhere."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._parts: Sequence[Callable[[Status], Iterator[Metric]]] = (
+        self._build = (version(), platform.python_version())
+        self._started = _unix(service.started)  # once: a clock that is set would look like a restart
+        self._named: dict[str, str] = {}
+        self._parts: Sequence[Callable[[Status], Iterator[Reading]]] = (
+            self._process,
             self._stream,
             self._positions,
             self._slot,
             self._queue,
-            self._callback_counters,
             self._callback_gauges,
+            self._callback_counters,
             self._letters,
             self._upkeep,
         )
 
-    def collect(self) -> Iterator[Metric]:
-        """All families, of one moment."""
+    def collect(self) -> Iterator[Reading]:
+        """All families, of one moment: counts are copied here, and put into words when they are rendered."""
         status = snapshot(self._service)
         for part in self._parts:
             yield from part(status)
 
-    def _stream(self, status: Status) -> Iterator[Metric]:
+    def _process(self, status: Status) -> Iterator[Reading]:
+        yield Reading(families.BUILD, [(self._build, 1)])
+        yield _one(families.START_TIME, self._started)
+        yield _by_word(families.PHASE, {phase.value: int(phase.value == status.phase) for phase in Phase})
+        yield _one(families.READY, int(status.ready))
+        yield _one(families.LOOP_BLOCKED, self._service.heartbeat.blocked_seconds)
+
+    def _stream(self, status: Status) -> Iterator[Reading]:
         service, assembler = self._service, self._service.assembler
-        yield _events(service)
+        yield _one(families.CONNECTED, int(status.connected))
+        yield _by_word(families.RECONNECTS, dict.fromkeys(LOSS_REASONS, 0) | dict(status.reconnects))
+        yield _one(families.LAST_MESSAGE, _unix(service.last_message))
+        yield _one(families.RECEIVED_BYTES, service.received_bytes)
+        yield _one(families.TRANSACTIONS, assembler.transactions if assembler is not None else 0)
+        counts = dict(assembler.counts) if assembler is not None else {}
+        yield Reading(families.EVENTS, _events(counts))
         filtered = dict(assembler.filtered) if assembler is not None else {}
-        yield _counter("events_filtered", "Changes that made no event.", filtered, "reason")
-        yield _total("received_bytes", "Bytes of the stream's messages.", service.received_bytes)
-        transactions = assembler.transactions if assembler is not None else 0
-        yield _total("transactions", "Transactions received whole.", transactions)
-        yield _gauge("connected", "Whether the stream is open.", int(status.connected))
-        yield _counter("reconnects", "Streams that were lost.", status.reconnects, "reason")
-        heard = None if status.silence_seconds is None else time.time() - status.silence_seconds
-        yield _gauge("last_message_timestamp_seconds", "When the wire last brought something.", heard)
+        yield _by_word(families.FILTERED, dict.fromkeys(FILTER_REASONS, 0) | filtered)
+        yield Reading(families.UNCHANGED_TOAST, _summed(dict(service.unchanged.counts)))
+        yield Reading(families.MISSING_IDENTITY, _summed(status.missing_replica_identity))
+        yield _one(families.UNDECODABLE, service.undecodable)
 
-    def _positions(self, status: Status) -> Iterator[Metric]:
-        yield _gauge("lag_seconds", "Age of what is not settled, 0 when all is.", status.lag_seconds)
-        yield _gauge("lag_bytes", "WAL between the server's position and the flushed one.", status.lag_bytes)
-        yield _gauge("received_lsn", "All transactions up to here were received.", status.received_lsn)
-        yield _gauge("flushed_lsn", "All up to here is settled and durable.", status.flushed_lsn)
+    def _positions(self, status: Status) -> Iterator[Reading]:
+        yield _one(families.LAG_SECONDS, status.lag_seconds)
+        yield _one(families.LAG_BYTES, status.lag_bytes)
+        yield _one(families.RECEIVED_LSN, status.received_lsn)
+        yield _one(families.FLUSHED_LSN, status.flushed_lsn)
 
-    def _slot(self, status: Status) -> Iterator[Metric]:
+    def _slot(self, status: Status) -> Iterator[Reading]:
         slot = status.slot
-        retained = slot.retained_bytes if slot is not None else None
-        yield _gauge("slot_retained_bytes", "WAL that the server keeps for the slot.", retained)
-        safe = slot.safe_wal_bytes if slot is not None else None
-        yield _gauge("slot_safe_wal_bytes", "WAL until the slot is in danger; absent without a limit.", safe)
-        left = slot.seconds_to_invalidation if slot is not None else None
-        help_text = "Until the server may invalidate it, at the present rate; absent when nothing speaks for it."
-        yield _gauge("slot_seconds_to_invalidation", help_text, left)
-        help_text = "Whether the server has removed WAL that was still needed."
-        yield _gauge("slot_invalidated", help_text, int(status.slot_invalidated))
-        family = GaugeMetricFamily("cdc_slot_wal_status", "1 for the slot's wal_status.", labels=["status"])
-        if slot is not None:
-            for name in dict.fromkeys((*WAL_STATUSES, slot.wal_status or "unknown")):
-                family.add_metric([name], int(name == (slot.wal_status or "unknown")))
-        yield family
+        yield _one(families.SLOT_ACTIVE, int(slot.active_pid is not None) if slot else None)
+        yield _one(families.SLOT_RETAINED, slot.retained_bytes if slot else None)
+        yield _one(families.SLOT_SAFE_WAL, slot.safe_wal_bytes if slot else None)
+        yield _one(families.SLOT_SECONDS_LEFT, slot.seconds_to_invalidation if slot else None)
+        names = dict.fromkeys((*WAL_STATUSES, slot.wal_status or "unknown")) if slot else ()
+        current = (slot.wal_status or "unknown") if slot else ""
+        yield _by_word(families.SLOT_WAL_STATUS, {name: int(name == current) for name in names})
+        yield _one(families.SLOT_INVALIDATED, int(status.slot_invalidated))
+        yield _one(families.SLOT_CONFIRMED, slot.confirmed_flush_lsn if slot else None)
+        yield _one(families.SLOT_LOOKED, _unix(self._service.monitor.looked_time))
 
-    def _queue(self, status: Status) -> Iterator[Metric]:
+    def _queue(self, status: Status) -> Iterator[Reading]:
         queue = status.queue
-        yield _gauge("queued_events", "Events queued or in work.", queue.events)
-        yield _gauge("queued_bytes", "Memory that they take, about.", queue.bytes)
-        yield _gauge("queue_limit_events", "signal.max_queued_events.", queue.limit_events)
-        yield _gauge("queue_limit_bytes", "signal.max_queued_bytes.", queue.limit_bytes)
+        yield _one(families.QUEUED_EVENTS, queue.events)
+        yield _one(families.QUEUED_BYTES, queue.bytes)
+        yield _one(families.QUEUE_LIMIT_EVENTS, queue.limit_events)
+        yield _one(families.QUEUE_LIMIT_BYTES, queue.limit_bytes)
+        yield _one(families.HELD_BACK, int(queue.held_back))
 
-    def _callback_counters(self, _status: Status) -> Iterator[Metric]:
-        seconds = HistogramMetricFamily("cdc_callback_seconds", "Calls that succeeded.", labels=["callback"])
-        outcomes = CounterMetricFamily(
-            "cdc_callback_events", "Events by what became of them.", labels=["callback", "outcome"]
-        )
-        retries: dict[str, int] = {}
-        for name, tally in self._tallies().items():
-            retries[name] = tally.retries
-            seconds.add_metric([name], _buckets(tally.seconds), tally.seconds.sum)
-            counts = dict.fromkeys(OUTCOMES, 0) | dict(tally.outcomes)
-            for outcome, count in counts.items():
-                outcomes.add_metric([name, outcome], count)
-        yield seconds
-        yield outcomes
-        yield _counter("callback_retries", "Attempts but the first.", retries, "callback")
+    def _callback_gauges(self, status: Status) -> Iterator[Reading]:
+        yield _one(families.CALLBACKS, self._service.manager.callback_count())
+        # Beyond the bound a gauge has nothing to be added to: those callbacks have none.
+        shown = [item for item in status.callbacks if self._label(item.name) != OTHER]
+        up = {item.name: int(item.state == CallbackState.ACTIVE.value) for item in shown}
+        yield _by_word(families.CALLBACK_UP, up)
+        failures = {item.name: item.consecutive_failures for item in shown}
+        yield _by_word(families.CONSECUTIVE_FAILURES, failures)
+        yield _by_word(families.HOLDBACK_BYTES, {item.name: item.holdback_bytes for item in shown})
+        yield _by_word(families.HOLDBACK_SECONDS, {item.name: item.holdback_seconds for item in shown})
+        yield _by_word(families.CALLBACK_HELD, {item.name: int(bool(item.held)) for item in shown})
+
+    def _callback_counters(self, _status: Status) -> Iterator[Reading]:
+        tallies = self._tallies()
+        yield Reading(families.CALLBACK_SECONDS, (((name,), _buckets(one.seconds)) for name, one in tallies.items()))
+        yield Reading(families.CALLBACK_EVENTS, _outcomes(tallies))
+        yield _by_word(families.CALLBACK_RETRIES, {name: tally.retries for name, tally in tallies.items()})
         removed = dict.fromkeys(REMOVAL_REASONS, 0) | dict(self._service.manager.registry.removed_total)
-        yield _counter("callbacks_removed", "Callbacks that get no more events.", removed, "reason")
+        yield _by_word(families.CALLBACKS_REMOVED, removed)
 
     def _tallies(self) -> Mapping[str, Tally]:
         """Counts by name, those of callbacks that are gone included."""
         registry = self._service.manager.registry
         counted: list[tuple[str, Tally | Registration]] = [(item.name, item) for item in registry]
         counted += registry.retired.items()  # last: where names are too many, those of the gone share one
-        names = _bounded(name for name, _ in counted)
         tallies: dict[str, Tally] = {}
         for name, counts in counted:
-            tallies.setdefault(names[name], Tally()).add(counts)
+            tallies.setdefault(self._label(name), Tally()).add(counts)
         return tallies
 
-    def _callback_gauges(self, status: Status) -> Iterator[Metric]:
-        yield _gauge("callbacks", "Callbacks that get events.", self._service.manager.callback_count())
-        # Beyond the bound a gauge has nothing to be added to: those callbacks have none.
-        shown = status.callbacks[:MAX_LABELS]
-        up = {item.name: int(item.state == CallbackState.ACTIVE.value) for item in shown}
-        yield _gauges("callback_up", "Whether it gets events.", up)
-        failures = {item.name: item.consecutive_failures for item in shown}
-        yield _gauges("callback_consecutive_failures", "Since its last success.", failures)
-        held = {item.name: item.holdback_bytes for item in shown}
-        yield _gauges("callback_holdback_bytes", "WAL that it lies behind what was received.", held)
-        late = {item.name: item.holdback_seconds for item in shown}
-        yield _gauges("callback_holdback_seconds", "Age of its oldest unsettled commit.", late)
+    def _label(self, callback: str) -> str:
+        """Its own for good, or `OTHER`: one that moved from there to a label of its own would make a counter fall."""
+        if callback not in self._named:
+            if len(self._named) >= MAX_LABELS:
+                return OTHER
+            self._named[callback] = callback
+        return callback
 
-    def _letters(self, status: Status) -> Iterator[Metric]:
-        counts: dict[tuple[str, str], int] = {}
-        names = _bounded(item.callback for item in status.dead_letters)
+    def _letters(self, status: Status) -> Iterator[Reading]:
+        known = [item.name for item in status.callbacks if item.configured]
+        none = {(self._label(name), state.value): 0 for name in known for state in LetterState}
+        count, size, oldest = Counter(none), Counter(none), dict[tuple[str, str], float](none)
         for item in status.dead_letters:
-            key = names[item.callback], item.state
-            counts[key] = counts.get(key, 0) + item.count
-        family = GaugeMetricFamily("cdc_dead_letters", "Events that lie there.", labels=["callback", "state"])
-        for (callback, state), count in counts.items():
-            family.add_metric([callback, state], count)
-        yield family
+            key = self._label(item.callback), item.state
+            count[key] += item.count
+            size[key] += item.bytes
+            oldest[key] = max(oldest.get(key, 0.0), item.oldest_seconds if item.count else 0.0)
+        yield Reading(families.DEAD_LETTERS, count.items())
+        yield Reading(families.DEAD_LETTERS_BYTES, size.items())
+        yield Reading(families.DEAD_LETTERS_OLDEST, oldest.items())
 
-    def _upkeep(self, status: Status) -> Iterator[Metric]:
-        checkpointer = self._service.checkpointer
+    def _upkeep(self, _status: Status) -> Iterator[Reading]:
+        checkpointer, letters = self._service.checkpointer, self._service.letters
         seconds = checkpointer.seconds if checkpointer is not None else Histogram()
-        family = HistogramMetricFamily("cdc_checkpoint_seconds", "Time to write a checkpoint.")
-        family.add_metric([], _buckets(seconds), seconds.sum)
-        yield family
-        yield _total("checkpoints", "Checkpoints written.", seconds.count)
-        missing = _by_label(status.missing_replica_identity)
-        help_text = "Changes that the server dropped: their table has no replica identity."
-        yield _counter("missing_replica_identity", help_text, missing, "table")
-        blocked = self._service.loop_blocked_seconds
-        yield _total("event_loop_blocked_seconds", "Time that callbacks kept the event loop.", blocked)
-        facts = {"version": _version(), "python_version": platform.python_version()}
-        yield InfoMetricFamily("cdc_build", "What runs here.", value=facts)
+        yield Reading(families.CHECKPOINT_SECONDS, [((), _buckets(seconds))])
+        yield _one(families.CHECKPOINTS, seconds.count)
+        failing = {
+            "checkpoint": int(checkpointer is not None and checkpointer.error != ""),
+            "dead_letters": int(letters is not None and letters.error != ""),
+        }
+        yield _by_word(families.STATE_FAILING, failing)
+        yield from self._reloads()
+
+    def _reloads(self) -> Iterator[Reading]:
+        reloads = self._service.reloads
+        last = reloads.last
+        yield _by_word(families.RELOADS, {outcome.value: reloads.counts[outcome] for outcome in Outcome})
+        yield _one(families.RELOAD_SUCCESSFUL, None if last is None else int(last.outcome is not Outcome.REFUSED))
+        yield _one(families.RELOAD_TIME, None if last is None else last.time.timestamp())
 
 
-class Families(Collector):
-    """What was collected, to be rendered elsewhere."""
-
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = tuple(families)
-
-    def collect(self) -> Sequence[Metric]:
-        """As collected."""
-        return self._families
-
-
-def render(families: Families, accept: str) -> tuple[bytes, str]:
-    """The exposition, with the process's own figures, and its content type: OpenMetrics if `accept` wants it."""
-    try:
-        encode, content_type = choose_encoder(accept)
-    except (TypeError, ValueError):  # a version that is none
-        encode, content_type = choose_encoder("")
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(families)
-    ProcessCollector(registry=registry)
-    return encode(registry), content_type
-
-
-def _events(service: Service) -> Metric:
-    family = CounterMetricFamily("cdc_events", "Events handed out.", labels=["table", "event_type"])
-    counts = dict(service.assembler.counts) if service.assembler is not None else {}
+def _events(counts: Mapping[Kind, int]) -> Iterator[Sample]:
     tables = _bounded(kind.table for kind in counts)
     summed: dict[tuple[str, EventType], int] = {}
     for kind, count in counts.items():
@@ -208,55 +195,55 @@ def _events(service: Service) -> Metric:
         key = tables[kind.table], kind.event_type
         summed[key] = summed.get(key, 0) + count
     for (table, event_type), count in summed.items():
-        family.add_metric([table, event_type.value], count)
-    return family
+        yield (table, event_type.value), count
 
 
-def _bounded(names: Iterable[str]) -> dict[str, str]:
-    """Name → label: the first `MAX_LABELS` different ones are their own."""
+def _summed(counts: Mapping[str, int]) -> Iterator[Sample]:
+    """Of tables."""
+    labels = _bounded(counts)
+    summed: Counter[str] = Counter()
+    for name, count in counts.items():
+        summed[labels[name]] += count
+    for label, count in summed.items():
+        yield (label,), count
+
+
+def _outcomes(tallies: Mapping[str, Tally]) -> Iterator[Sample]:
+    for name, tally in tallies.items():
+        for outcome, count in (dict.fromkeys(OUTCOMES, 0) | tally.outcomes).items():
+            yield (name, outcome), count
+
+
+def _bounded(tables: Iterable[str]) -> dict[str, str]:
+    """Table → label: the first `MAX_LABELS` different ones are their own; they come in the order first seen."""
     labels: dict[str, str] = {}
-    for name in names:
+    for name in tables:
         if name not in labels:
             labels[name] = name if len(labels) < MAX_LABELS else OTHER
     return labels
 
 
-def _by_label(counts: Mapping[str, int]) -> dict[str, int]:
-    summed: dict[str, int] = {}
-    for name, label in _bounded(counts).items():
-        summed[label] = summed.get(label, 0) + counts[name]
-    return summed
+def _buckets(histogram: Histogram) -> Buckets:
+    return Buckets(BUCKETS, list(accumulate(list(histogram.counts))), histogram.sum)
 
 
-def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
-    return list(zip(BUCKETS, accumulate(list(histogram.counts)), strict=True))
-
-
-def _total(name: str, documentation: str, value: float) -> Metric:
-    return CounterMetricFamily(f"cdc_{name}", documentation, value=value)
-
-
-def _counter(name: str, documentation: str, counts: Mapping[str, int], label: str) -> Metric:
-    family = CounterMetricFamily(f"cdc_{name}", documentation, labels=[label])
-    for value, count in counts.items():
-        family.add_metric([value], count)
-    return family
-
-
-def _gauge(name: str, documentation: str, value: float | None) -> Metric:
+def _one(family: Family, value: float | None) -> Reading:
     """Without a sample when the value is not known."""
-    return GaugeMetricFamily(f"cdc_{name}", documentation, value=value)
+    return Reading(family, [] if value is None else [((), value)])
 
 
-def _gauges(name: str, documentation: str, values: Mapping[str, float]) -> Metric:
-    family = GaugeMetricFamily(f"cdc_{name}", documentation, labels=["callback"])
-    for callback, value in values.items():
-        family.add_metric([callback], value)
-    return family
+def _by_word(family: Family, values: Mapping[str, float]) -> Reading:
+    return Reading(family, [((name,), value) for name, value in values.items()])
 
 
-def _version() -> str:
+def _unix(moment: float | None) -> float | None:
+    """Of monotonic seconds."""
+    return None if moment is None else time.time() - monotonic() + moment
+
+
+def version() -> str:
+    """Of what runs here."""
     try:
-        return version("walsignal")
-    except PackageNotFoundError:
+        return metadata.version("walsignal")
+    except metadata.PackageNotFoundError:
         return "unknown"

@@ -64,6 +64,11 @@ class Monitor:
         """Since when the server is being stopped (fast: it waits for nobody but us), monotonic seconds."""
         return self._lookout.stopping
 
+    @property
+    def is_invalidated(self) -> bool:
+        """Whether the server has given up the slot: changes are lost."""
+        return self.slot is not None and self.slot.invalidation != ""
+
     def seconds_behind(self, received: int) -> float:
         """For how long the server has been past `received`, to the precision of `SLOT_SECONDS`; 0 when it is not."""
         while self._marks and self._marks[0][0] <= received:

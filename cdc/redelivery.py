@@ -34,6 +34,18 @@ PAGE_BYTES = 1 << 20
 """Bounds of what is in memory at once for a callback: as much as a batch of the stream."""
 
 
+OPERATOR = "operator"
+"""The reason of what somebody has ordered."""
+ORDERED = {
+    (CallbackState.REMOVED, CallbackState.ACTIVE),
+    (CallbackState.REMOVED, CallbackState.RESUMING),
+    (CallbackState.REMOVED, CallbackState.PAUSED),
+    (CallbackState.PAUSED, CallbackState.ACTIVE),
+    (CallbackState.PAUSED, CallbackState.RESUMING),
+}
+"""What is wanted by an order, and what is: then the callback is taken out of the stream."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Delivery:
     """Letters on their way to their callback; `over` when all of them are settled or given back."""
@@ -64,17 +76,27 @@ class Redelivery:
         self._letters = letters
         self._manager = manager
         self._version: int | None = None
+        self._wanted = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._deliveries: dict[str, _Delivery] = {}
 
     async def run(self) -> None:
         """Look at the state again and again, for ever."""
         while True:
+            if self._wanted.is_set():
+                self._wanted.clear()
+                self._version = None
             with suppress(StateError):  # whoever writes finds out, and says so
                 version = await self._thread.run(self._store.version)
                 if version != self._version and await self._look():
                     self._version = version
-            await asyncio.sleep(LOOK_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._wanted.wait()
+
+    def look_soon(self) -> None:
+        """The service itself has written an order down, which the state's version does not show it."""
+        self._wanted.set()
 
     async def close(self) -> None:
         """Stop; put on record what was delivered by now. The callbacks are not called any more."""
@@ -95,18 +117,18 @@ class Redelivery:
         if removals != self._letters.removals:
             return False  # what was read is older than a removal of ours
         for registration in self._manager.registry:
-            if registration.configured:
+            if registration.configured and registration.is_routed:
                 self._act(registration, records.get(registration.name, CallbackState.ACTIVE))
         return not self._tasks
 
     def _act(self, registration: Registration, wanted: CallbackState) -> None:
         name, state = registration.name, registration.state
         failed = self._letters.totals().get((name, LetterState.FAILED))
-        if wanted is CallbackState.REMOVED and state in (CallbackState.ACTIVE, CallbackState.RESUMING):
-            self._manager.pool.remove(registration, CallbackState.REMOVED, "operator")
+        if (wanted, state) in ORDERED:
+            self._manager.pool.remove(registration, wanted, OPERATOR)
         elif name in self._tasks:
             return
-        elif wanted is CallbackState.RESUMING and state is CallbackState.REMOVED:
+        elif wanted is CallbackState.RESUMING and state in (CallbackState.REMOVED, CallbackState.PAUSED):
             self._tasks[name] = asyncio.create_task(self._ending(name, self._resume(registration)), name="cdc-resume")
         elif state is CallbackState.ACTIVE and failed is not None and failed.retry:
             self._tasks[name] = asyncio.create_task(self._ending(name, self._retry(registration)), name="cdc-retry")
@@ -116,7 +138,7 @@ class Redelivery:
         try:
             await work
         except StateError as error:
-            log.warning("redelivery_interrupted", callback=name, error=str(error))
+            log.warning("redelivery_interrupted", code=error.code, callback=name, error=str(error))
         finally:
             self._tasks.pop(name, None)
 
@@ -124,7 +146,9 @@ class Redelivery:
         name, pool = registration.name, self._manager.pool
         parked = LetterFilter(callback=name, state=LetterState.PARKED)
         log.info("handler_resuming", callback=name)
-        await pool.revive(registration, GRACE_SECONDS)
+        async with pool.exchanging:
+            if registration.is_routed:
+                await pool.revive(registration, GRACE_SECONDS)
         events = 0
         while _is_resuming(registration):
             letters, is_last = await self._page(parked)
@@ -147,8 +171,10 @@ class Redelivery:
         wanted = LetterFilter(callback=registration.name, state=LetterState.FAILED, retry=True)
         is_last = False
         tried = delivered = 0
-        while not is_last and registration.state is CallbackState.ACTIVE:
+        while not is_last and _is_active(registration):
             letters, is_last = await self._page(wanted)
+            if not _is_active(registration):
+                break
             tried += len(letters)
             delivered += await self._end(self._send(registration, letters, lenient=True))
         log.info("dead_letters_retried", callback=registration.name, letters=tried, delivered=delivered)
@@ -190,4 +216,9 @@ class Redelivery:
 
 def _is_resuming(registration: Registration) -> bool:
     """It may have been removed again at any moment."""
-    return registration.state is CallbackState.RESUMING
+    return registration.state is CallbackState.RESUMING and registration.is_routed
+
+
+def _is_active(registration: Registration) -> bool:
+    """It may have been removed, or have left the configuration."""
+    return registration.state is CallbackState.ACTIVE and registration.is_routed

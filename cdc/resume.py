@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from cdc.codes import Code
 from cdc.config import SourceConfig
 from cdc.errors import CheckpointMismatch, SlotInvalidated, SlotMismatch, SlotMissing, StreamLost, StreamRefused
 from cdc.lsn import Lsn
@@ -132,6 +133,7 @@ class Case:
     error: type[StreamRefused] = StreamRefused
     gap: Callable[[Facts], tuple[Lsn, Lsn]] | None = None
     point: Callable[[Facts], ResumePoint] | None = None
+    code: str = ""  # finer than that of `error`
 
 
 _WHICH_DSN = "point source.dsn at the server of the checkpoint, or give this one a state.url of its own"
@@ -188,6 +190,7 @@ CASES: tuple[Case, ...] = (
         "an old primary that has come back?",
         "point source.dsn at the server that was promoted",
         CheckpointMismatch,
+        code=Code.OLD_PRIMARY,
     ),
     Case(
         "a standby before its promotion",
@@ -205,6 +208,7 @@ CASES: tuple[Case, ...] = (
         _DIVERGED,
         CheckpointMismatch,
         gap=lambda f: (f.fork, f.reached),
+        code=Code.HISTORY_DIVERGED,
     ),
     Case(
         "a server older than the checkpoint",
@@ -215,6 +219,7 @@ CASES: tuple[Case, ...] = (
         _DIVERGED,
         CheckpointMismatch,
         gap=lambda f: (f.written, f.flushed),
+        code=Code.HISTORY_DIVERGED,
     ),
     Case(
         "a promoted standby",
@@ -245,6 +250,7 @@ CASES: tuple[Case, ...] = (
         f"find out who dropped it; then: {_MAKE}; {_ACCEPT}",
         SlotMissing,
         gap=lambda f: (f.flushed, f.written),
+        code=Code.SLOT_GONE,
     ),
     Case(
         "the slot is gone",
@@ -255,6 +261,7 @@ CASES: tuple[Case, ...] = (
         SlotMissing,
         gap=lambda f: (f.flushed, f.written),
         point=_anew,
+        code=Code.SLOT_GONE,
     ),
     Case(
         "a physical slot",
@@ -316,6 +323,7 @@ CASES: tuple[Case, ...] = (
         SlotMismatch,
         gap=lambda f: (f.flushed, f.confirmed),
         point=_at_slot,
+        code=Code.SLOT_ADVANCED,
     ),
     # The slot is where we are, or before it: it gives all that committed from its own position on.
     Case("all is well", lambda _: True, Ruling.GO_ON, point=_at_checkpoint),
@@ -355,7 +363,7 @@ def _refusal(case: Case, facts: Facts, text: str) -> StreamRefused:
     gap = case.gap(facts) if case.gap is not None else None
     if gap is not None:
         text += f" | in doubt: [{gap[0]}, {gap[1]})"
-    return case.error(text, hint=case.hint, gap=gap)
+    return case.error(text, hint=case.hint, gap=gap, code=case.code)
 
 
 def source_of(identity: SystemIdentity, config: SourceConfig, selection: str) -> Source:

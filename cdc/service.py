@@ -9,35 +9,38 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Coroutine
 from contextlib import suppress
 from datetime import UTC, datetime
 from enum import Enum
 from time import monotonic
-from typing import Any
 
 import structlog
 
 from cdc.checkpoints import Checkpointer
+from cdc.codes import Code
 from cdc.config import Config
 from cdc.consumer import Consumer
 from cdc.enrolment import enrol
 from cdc.errors import CdcError, ConfigError, DecodeError, StateBusy, StateError, StreamLost, is_retryable
 from cdc.events import Position
+from cdc.fence import Fence
+from cdc.heartbeat import Heartbeat
 from cdc.letters import DeadLetters
 from cdc.lsn import Lsn
 from cdc.monitor import Monitor
-from cdc.patterns import TablePatterns
+from cdc.orders import Order, obey
 from cdc.progress import Ledger
 from cdc.pump import Pump
 from cdc.redelivery import Redelivery
+from cdc.reload import Reloads
 from cdc.replication import ReplicationConnection, ReplicationStream
 from cdc.resume import ResumePoint
-from cdc.session import Session
+from cdc.session import Session, selection_of
+from cdc.side_tasks import SideTasks
 from cdc.signals import SignalManager
-from cdc.state import Checkpoint, Gap, StateStore, StateThread, open_state
-from cdc.transactions import Assembler, CommitMark, Selection, TagRule
-from cdc.watchman import Watchman
+from cdc.state import CallbackState, Checkpoint, Gap, StateStore, StateThread, open_state
+from cdc.transactions import Assembler, CommitMark
+from cdc.unchanged import Unchanged
 
 __all__ = ["Phase", "Service"]
 
@@ -46,16 +49,13 @@ log = structlog.get_logger("cdc.service")
 BACKOFF_SECONDS = (0.1, 5.0)
 """First and longest wait between attempts to connect: a restarted server is back within seconds, and one
 attempt in five seconds is no load on one that is not."""
-HEARTBEAT_SECONDS = 0.25
 STANDBY_SECONDS = 0.5
 """Between two attempts to become the state's owner: what a takeover may lose by it is no part of its 5 s."""
-FENCE_SECONDS = 2.5
-"""A state that was silent for so long may have another owner soon: its server gives up a silent one after 4 s."""
 SHUTDOWN_SECONDS = 2.0
 """Once all is settled and reported, a server that is being stopped ends the stream itself, at once; where it does
 not, the state lay in it and could not be written: then we leave."""
-BLOCKED_SECONDS = 0.1
-"""A heartbeat that comes this much too late tells of a callback that blocked the event loop."""
+LOOK_SECONDS = 0.25
+"""How often is looked whether that server has all it waits for."""
 
 
 class Phase(Enum):
@@ -73,14 +73,14 @@ class Service:
     """Runs one configuration; `run` ends after `stop`, or with the error that nobody but an operator mends."""
 
     def __init__(self, config: Config, *, accept_gap: bool = False) -> None:
-        self.config = config
         self.manager = SignalManager(config.signal)
+        self.reloads = Reloads(config, self.manager)
         self.monitor = Monitor(config.source.dsn, config.source.slot, config.slot_guard)
         self.phase = Phase.STARTING
         self.started = monotonic()
         self.reconnects: Counter[str] = Counter()
-        self.loop_blocked_seconds = 0.0
-        self.last_error = ""
+        self.heartbeat = Heartbeat(config.source.dsn, config.signal.drain_timeout_seconds, self._cut)
+        self.last_error = self.last_error_code = ""
         self.session: Session | None = None
         self.stream: ReplicationStream | None = None
         self.assembler: Assembler | None = None
@@ -89,21 +89,31 @@ class Service:
         self.checkpointer: Checkpointer | None = None
         self.letters: DeadLetters | None = None
         self.missing_identity: Counter[str] = Counter()
+        self.unchanged = Unchanged()
+        self.undecodable = 0
         self._last_message: float | None = None
         self._received_bytes = 0  # over the streams that have ended
         self._accept_gap = accept_gap
         self._stopping = asyncio.Event()
         self._state = StateThread()
-        self._tasks: list[asyncio.Task[None]] = []
-        self._selection = _selection(config)
-        self._failed: asyncio.Future[None] | None = None
+        self._fence = Fence(self._state)
+        self._side = SideTasks()
+        self._selection = selection_of(config)
         self._redelivery: Redelivery | None = None
         self._gaps: list[Gap] = []
-        self._owner_seen: float | None = None  # when the owner before us was last known to live, monotonic seconds
         self._consumer = Consumer()
         self._patience = 1
-        self._deliver_from = 0.0  # monotonic seconds
         self._shares_wal: bool | None = None  # whether the state lies in the source's cluster; None: not known
+
+    @property
+    def config(self) -> Config:
+        """What it runs with; a reload changes the handlers of it."""
+        return self.reloads.config
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a stream."""
+        return self.stream is not None and self.phase is not Phase.STOPPED
 
     @property
     def received_bytes(self) -> int:
@@ -115,9 +125,25 @@ class Service:
         """When the wire last brought something, monotonic seconds; None before the first connection."""
         return self.stream.last_message if self.stream is not None else self._last_message
 
+    async def order(self, name: str, order: Order) -> CallbackState:
+        """Do with a handler what an operator asks for: the state that it shall have, within a moment.
+
+        CallbackError when the order means nothing, StateError while the state is not ours or cannot be written.
+        """
+        store = self._state.store
+        if store is None or self._redelivery is None or self.phase in (Phase.DRAINING, Phase.STOPPED):
+            raise StateError(f"this service is {self.phase.value}", hint="ask again once it streams")
+        wanted = await self._state.run(obey, store, self.config, name, order)
+        self._redelivery.look_soon()
+        return wanted
+
     def stop(self) -> None:
         """Ask for a clean stop: drain, checkpoint, last status update."""
         self._stopping.set()
+
+    def reload(self) -> None:
+        """Ask for the file to be read again; what of it applies, and what comes of it, see `cdc.reload`."""
+        self.reloads.request()
 
     async def run(self) -> None:
         """Until `stop`, or until a CdcError that ends the service; what was settled is saved in either case."""
@@ -125,8 +151,8 @@ class Service:
             raise ConfigError(
                 "the configuration has no handlers",
                 hint='add a [[handlers]] section, e.g. callback = "console"',
+                code=Code.HANDLERS_MISSING,
             )
-        self._failed = asyncio.get_running_loop().create_future()
         try:
             if (store := await self._own_state()) is not None:
                 await self._run(store)
@@ -137,17 +163,19 @@ class Service:
     async def _own_state(self) -> StateStore | None:
         """Open the state, which waits as long as another service has it; None after `stop`."""
         while not self._stopping.is_set():
+            if self.phase is Phase.STANDBY:
+                await self.reloads.reload_if_wanted()
             try:
                 return await self._state.run(open_state, self.config.state.url, owner=True)
             except StateBusy as busy:
-                self._owner_seen = monotonic() - (busy.silent_seconds or 0.0)
+                self._fence.owner_lives(busy)
                 if self.phase is not Phase.STANDBY:
                     log.info("standby", held_by=busy.holder, hint="taking over when it ends")
                 self.phase = Phase.STANDBY
             except StateError as error:
                 if self.phase is not Phase.STANDBY:
                     raise
-                log.debug("standby_waits", error=str(error))  # its server is away: for the owner, too
+                log.debug("standby_waits", code=error.code, error=str(error))  # its server is away: for the owner, too
             with suppress(TimeoutError):
                 async with asyncio.timeout(STANDBY_SECONDS):
                     await self._stopping.wait()
@@ -161,16 +189,16 @@ class Service:
             self._state.store = store
             self._consumer = store.consumer or self._consumer
             if store.taken_over:
-                seen = monotonic() if self._owner_seen is None else self._owner_seen
-                self._deliver_from = seen + FENCE_SECONDS
-            self.manager.may_deliver = self._may_deliver
-            self.manager.on_broken = self._end_with
+                self._fence.taken_over()
+            self.manager.may_deliver = self._fence.is_open
+            self.manager.on_broken = self._side.fail
+            self.manager.on_batch = self.unchanged.take
             checkpoint = await self._state.run(store.load)
             await self._prepare(store, checkpoint)
-            self._start("heartbeat", self._heartbeat())
-            self._start("monitor", self.monitor.run())
-            self._start("stream", self._stream_for_ever(store, checkpoint))
-            await self._until_over()
+            self._side.start("heartbeat", self.heartbeat.run())
+            self._side.start("monitor", self.monitor.run())
+            self._side.start("stream", self._stream_for_ever(store, checkpoint))
+            await self._side.run_until(self._stopping)
         except StateBusy as error:
             lost = error
             raise
@@ -183,49 +211,16 @@ class Service:
     async def _prepare(self, store: StateStore, checkpoint: Checkpoint | None) -> None:
         """Who keeps what fails, who is called, and who hears the operator."""
         self.letters = self.manager.keeper = DeadLetters(store, self._state, self.config.signal)
-        self._start("letters", self.letters.run())
+        self._side.start("letters", self.letters.run())
         await self.letters.refresh()
         records = {record.name: record for record in await self._state.run(store.callbacks)}
         self._gaps += enrol(self.config, self.manager, records, checkpoint)
         await self.manager.open()
         self._redelivery = Redelivery(store, self._state, self.letters, self.manager)
-        self._start("redelivery", self._redelivery.run())
-        self.monitor.on_server_stopping = lambda: self._start("server-stop", self._let_server_stop())
-
-    def _may_deliver(self) -> bool:
-        """Whether the state is ours alone, for certain.
-
-        Another service may have taken over what we do not hear of; and the owner before us, if it did not say
-        goodbye, may go on until it misses its answer.
-        """
-        now = monotonic()
-        return now - self._state.last_alive < FENCE_SECONDS and now >= self._deliver_from
-
-    async def _until_over(self) -> None:
-        """Wait for `stop`, or for a side task that ended: each of them is meant to run as long as we do."""
-        stopping = asyncio.create_task(self._stopping.wait(), name="cdc-stopping")
-        assert self._failed is not None  # noqa: S101 - set by `run`, for the type checker
-        watched: list[asyncio.Future[Any]] = [stopping, self._failed]
-        try:
-            await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stopping.cancel()
-        if self._failed.done():
-            self._failed.result()
-
-    def _start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work, name=f"cdc-{name}")
-        task.add_done_callback(self._task_ended)
-        self._tasks.append(task)
-
-    def _task_ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._end_with(error)
-
-    def _end_with(self, error: BaseException) -> None:
-        """Going on would lose something, or wait for ever: the first such error ends the service."""
-        if self._failed is not None and not self._failed.done():
-            self._failed.set_exception(error)
+        self._side.start("redelivery", self._redelivery.run())
+        await self.reloads.begin(store, self._state, checkpoint, self._gaps)
+        self._side.start("reload", self.reloads.run())
+        self.monitor.on_server_stopping = lambda: self._side.start("server-stop", self._let_server_stop())
 
     async def _stream_for_ever(self, store: StateStore, checkpoint: Checkpoint | None) -> None:
         """Connect, stream, and again; ends by `stop`, or with an error that is not worth another attempt."""
@@ -236,7 +231,8 @@ class Service:
                 await self._stream_once(store, checkpoint)
             except CdcError as error:
                 if isinstance(error, DecodeError):
-                    log.error("undecodable_message", lsn=str(Lsn(error.lsn)), structure=error.excerpt)  # noqa: TRY400
+                    self.undecodable += 1
+                    log.error("undecodable_message", code=error.code, lsn=str(Lsn(error.lsn)), structure=error.excerpt)  # noqa: TRY400
                 if not is_retryable(error):
                     raise
                 reason = getattr(error, "reason", "connection_lost")
@@ -245,8 +241,8 @@ class Service:
                     self._patience *= 2
                 self.monitor.look_soon()  # whether the slot is still worth an attempt
                 if self.last_error != str(error):
-                    log.warning("stream_lost", reason=reason, error=str(error))
-                self.last_error = str(error)
+                    log.warning("stream_lost", code=error.code, reason=reason, error=str(error))
+                self.last_error, self.last_error_code = str(error), error.code
                 if monotonic() - began > longest:
                     wait = BACKOFF_SECONDS[0]
                 await asyncio.sleep(wait * random.uniform(0.5, 1.0))
@@ -277,10 +273,10 @@ class Service:
             stream.silence_limit *= self._patience
             self.monitor.catalog = session.catalog
             self.monitor.look_soon()
-            self.phase, self.last_error = Phase.STREAMING, ""
+            self.phase, self.last_error, self.last_error_code = Phase.STREAMING, "", ""
             self._accept_gap = False
             log.info("streaming", slot=self.config.source.slot, start=str(session.resume.lsn))
-            await self.pump.run(stream, session.decoder)
+            await self.pump.run(stream, self.unchanged.of(session.decoder, session.catalog))
         except BaseException:
             self._received_bytes += stream.received_bytes
             self._last_message = stream.last_message
@@ -301,7 +297,7 @@ class Service:
             await connection.close()
         self._shares_wal = await self._state.run(store.shares_wal, identity.system_identifier)
         if self._shares_wal:
-            self._selection = _selection(self.config, without=store.schema)
+            self._selection = selection_of(self.config, without=store.schema)
 
     async def _begin(self, store: StateStore, checkpoint: Checkpoint | None, session: Session) -> None:
         """The first connection says where we are: make what counts from there."""
@@ -321,6 +317,7 @@ class Service:
             self.pump,
             self.config.state.checkpoint_interval_seconds,
         )
+        self.reloads.pump, self.reloads.checkpointer = self.pump, self.checkpointer
         self.checkpointer.shares_wal = bool(self._shares_wal)
         self._check_positions(checkpoint, session)
         if resume.gap_from is not None:
@@ -329,7 +326,7 @@ class Service:
             self.checkpointer.note_gap(gap)
         self.pump.on_reply_requested = self.checkpointer.request
         await self.checkpointer.save()
-        self._start("checkpoints", self.checkpointer.run())
+        self._side.start("checkpoints", self.checkpointer.run())
 
     def _check_positions(self, checkpoint: Checkpoint | None, session: Session) -> None:
         """Positions inside a transaction count what the server sends: another selection, other ordinals."""
@@ -339,25 +336,9 @@ class Service:
         for registration in self.manager.registry:
             registration.settled = None
 
-    async def _heartbeat(self) -> None:
-        watchman = Watchman(self.config.source.dsn, self.config.signal.drain_timeout_seconds, self._cut)
-        try:
-            await self._beat(watchman)
-        finally:
-            watchman.close()
-
     def _cut(self) -> None:
         if (stream := self.stream) is not None:
             stream.cut()
-
-    async def _beat(self, watchman: Watchman) -> None:
-        while True:
-            watchman.beat()
-            began = monotonic()
-            await asyncio.sleep(HEARTBEAT_SECONDS)
-            late = monotonic() - began - HEARTBEAT_SECONDS
-            if late > BLOCKED_SECONDS:
-                self.loop_blocked_seconds += late
 
     async def _let_server_stop(self) -> None:
         """A server in its fast stop waits until we have confirmed all: at most as long as we would drain ourselves."""
@@ -368,7 +349,7 @@ class Service:
             if monotonic() >= deadline and self.pump is not None:
                 self.pump.give_up(StreamLost("the server is being stopped", reason="server_shutdown"))
                 return
-            await asyncio.sleep(HEARTBEAT_SECONDS)
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def _drain(self, timeout: float | None = None) -> None:
         """Stop reading, let the callbacks finish what is queued, save, report, close."""
@@ -376,13 +357,13 @@ class Service:
         self._stopping.set()  # whatever it was that ended us: no new connection
         if self.pump is not None:
             self.pump.stop()
-        drained = await self.manager.shutdown(timeout)
+        patience = self.config.signal.drain_timeout_seconds if timeout is None else timeout
+        deadline = monotonic() + patience
+        await self.reloads.finish(patience)
+        drained = await self.manager.shutdown(max(deadline - monotonic(), 0))
         if self._redelivery is not None:
             await self._redelivery.close()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._side.close()
         await self.monitor.close()
         try:
             if self.checkpointer is not None:
@@ -391,18 +372,6 @@ class Service:
             if self.stream is not None:
                 await self.stream.close()
         log.info("stopped", drained=drained, queued=self.manager.pool.queued_events)
-
-
-def _selection(config: Config, without: str = "") -> Selection:
-    source = config.source
-    hidden = [f'"{without.replace(chr(34), chr(34) * 2)}".*'] if without else []
-    return Selection(
-        tables=TablePatterns(source.tables, [*source.exclude_tables, *hidden]),
-        tag_prefix=source.tag_message_prefix,
-        tags_column=source.tags_column,
-        soft_delete_columns=frozenset(source.soft_delete_columns),
-        tag_rules=[TagRule(TablePatterns(rule.tables), rule.event_types, rule.tags) for rule in config.tag_rules],
-    )
 
 
 def _accepted_gap(resume: ResumePoint) -> Gap:

@@ -8,13 +8,16 @@ from dataclasses import dataclass, replace
 
 import psycopg
 import structlog
+from psycopg import sql
 from psycopg.errors import Diagnostic
 
 from cdc.catalog import Catalog
-from cdc.config import SourceConfig
+from cdc.codes import Code
+from cdc.config import Config, SourceConfig
 from cdc.consumer import Consumer
 from cdc.errors import ServerUnfit, StreamLost
 from cdc.messages import Decoder
+from cdc.patterns import TablePatterns
 from cdc.refusals import connect_error
 from cdc.replication import ReplicationConnection, ReplicationStream, SystemIdentity
 from cdc.replication.connection import source_conninfo
@@ -22,11 +25,20 @@ from cdc.replication.stream import NoticeHandler
 from cdc.resume import ResumePoint, resume_point, source_of
 from cdc.slots import SlotInfo, slot_query
 from cdc.state import Checkpoint, Source
-from cdc.transactions import Selection
+from cdc.transactions import Selection, TagRule
 from cdc.wal2json import OPTIONS
 from cdc.wal2json import Decoder as Wal2JsonDecoder
 
-__all__ = ["Session"]
+__all__ = [
+    "NUMBERS_AS_TEXT",
+    "Session",
+    "codec_of",
+    "identity_notices",
+    "refuses_numbers_as_text",
+    "selection_of",
+    "server_filters",
+    "status_interval",
+]
 
 log = structlog.get_logger("cdc.session")
 
@@ -70,11 +82,13 @@ class Session:
         try:
             identity = await connection.identify()
             settings = await connection.settings()
-            codec = _fit(settings)
+            codec = codec_of(settings)
             slot = await connection.slot(config.slot)
             resume = resume_point(identity, slot, checkpoint, config, accept_gap=accept_gap, received=received)
             if received and resume.note:
-                log.warning("resume", note=resume.note, lsn=str(resume.lsn))  # not the first connection of this run
+                log.warning(
+                    "resume_changed", note=resume.note, lsn=str(resume.lsn)
+                )  # not the first connection of this run
             await _end_leftover(connection, slot, consumer)
             resume = await _prepare(connection, slot, resume, config)
             filters = server_filters(selection)
@@ -85,7 +99,7 @@ class Session:
                 max(resume.lsn, received),
                 OPTIONS | filters,
                 interval,
-                _notice(missing_identity),
+                identity_notices(missing_identity),
             )
         except BaseException:
             await connection.close()
@@ -100,6 +114,19 @@ class Session:
         decoder = Wal2JsonDecoder(catalog, watch=selection.watched_columns, codec=codec)
         fingerprint = ";".join(f"{key}={value}" for key, value in sorted(filters.items()))
         return cls(identity, source_of(identity, config, fingerprint), resume, stream, catalog, decoder)
+
+
+def selection_of(config: Config, without: str = "") -> Selection:
+    """Which changes the configuration makes events of; `without` is a schema that is left out as well."""
+    source = config.source
+    hidden = [f'"{without.replace(chr(34), chr(34) * 2)}".*'] if without else []
+    return Selection(
+        tables=TablePatterns(source.tables, [*source.exclude_tables, *hidden]),
+        tag_prefix=source.tag_message_prefix,
+        tags_column=source.tags_column,
+        soft_delete_columns=frozenset(source.soft_delete_columns),
+        tag_rules=[TagRule(TablePatterns(rule.tables), rule.event_types, rule.tags) for rule in config.tag_rules],
+    )
 
 
 async def _end_leftover(connection: ReplicationConnection, slot: SlotInfo | None, consumer: Consumer) -> None:
@@ -138,9 +165,14 @@ async def _start(
         newer = options | NUMBERS_AS_TEXT
         return await connection.start(slot, lsn, newer, status_interval=interval, notice=notice), True
     except ServerUnfit as error:
-        if "numeric-data-types-as-string" not in error.message:
+        if not refuses_numbers_as_text(error):
             raise
     return await connection.start(slot, lsn, options, status_interval=interval, notice=notice), False
+
+
+def refuses_numbers_as_text(error: ServerUnfit) -> bool:
+    """Whether the plugin is too old for `NUMBERS_AS_TEXT`."""
+    return next(iter(NUMBERS_AS_TEXT)) in error.message
 
 
 async def _not_moved_meanwhile(config: SourceConfig, start: int) -> None:
@@ -178,12 +210,13 @@ def server_filters(selection: Selection) -> dict[str, str]:
     return options
 
 
-def _fit(settings: dict[str, str]) -> str | None:
+def codec_of(settings: dict[str, str]) -> str | None:
     """Whether the server can do it; the codec of its encoding, None for UTF-8. ServerUnfit says what is missing."""
     if settings.get("wal_level") != "logical":
         raise ServerUnfit(
             f"wal_level is {settings.get('wal_level')!r}, logical decoding needs 'logical'",
             hint="ALTER SYSTEM SET wal_level = logical; then restart the server",
+            code=Code.WAL_LEVEL_WRONG,
         )
     encoding = settings.get("server_encoding", "UTF8")
     if encoding == "UTF8":
@@ -192,6 +225,7 @@ def _fit(settings: dict[str, str]) -> str | None:
         raise ServerUnfit(
             f"the database's encoding is {encoding}, its text cannot be decoded for certain",
             hint="use a database with encoding UTF8",
+            code=Code.ENCODING_UNFIT,
         )
     return CODECS[encoding]
 
@@ -208,7 +242,7 @@ CODECS = (
 """Encodings of PostgreSQL that Python reads the same way; the payload comes in the server's encoding."""
 
 
-def _notice(counts: Counter[str]) -> NoticeHandler:
+def identity_notices(counts: Counter[str]) -> NoticeHandler:
     """Counts rows that the plugin drops because their table has no replica identity, and says so once a table."""
 
     def notice(diagnostic: Diagnostic) -> None:
@@ -219,11 +253,12 @@ def _notice(counts: Counter[str]) -> NoticeHandler:
         table = f"{match[2]}.{match[3]}"
         counts[table] += 1
         if counts[table] == 1:
+            name = sql.Identifier(match[2], match[3]).as_string()  # to be pasted: whatever it holds
             log.warning(
                 "missing_replica_identity",
                 table=table,
                 operation=match[1],
-                hint=f'ALTER TABLE "{match[2]}"."{match[3]}" REPLICA IDENTITY FULL; or give it a primary key',
+                hint=f"ALTER TABLE {name} REPLICA IDENTITY FULL; or give it a primary key",
             )
 
     return notice

@@ -6,31 +6,38 @@ Used by itself (`emit` events by hand) or by the service, which submits the stre
 from __future__ import annotations
 
 import asyncio
-import inspect
-from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
 from time import monotonic
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import structlog
 
-from cdc.callbacks import CallbackState, Invocation, Registration, Registry, parse_event_types
-from cdc.config import AfterRemoval, OnFailure, SignalConfig
+from cdc.callbacks import CallbackState, Registration
+from cdc.codes import Code
+from cdc.config import ROW_EVENTS, AfterRemoval, OnFailure, SignalConfig
+from cdc.error_handler import ErrorHandler, ErrorTeller
 from cdc.errors import CallbackError, CdcError, ManagerClosed
 from cdc.events import DatabaseEvent, EventType, Position
 from cdc.failures import Failure
+from cdc.invocation import Invocation
 from cdc.patterns import TablePatterns, TagPatterns
 from cdc.progress import Batch
+from cdc.recent import Recent
+from cdc.registry import Registry
+from cdc.stats import CallbackPerformance, Rates, SignalStats
+from cdc.terms import Terms, parse_event_types, several
+from cdc.traces import trace_fields
 from cdc.workers import Bounds, Pool
 
-__all__ = ["CallbackHandle", "CallbackPerformance", "ErrorHandler", "Keeper", "SignalManager", "SignalStats"]
+__all__ = ["CallbackHandle", "Keeper", "SignalManager"]
 
 log = structlog.get_logger("cdc.signals")
 
-ErrorHandler = Callable[[BaseException, DatabaseEvent | None, str], Awaitable[None] | None]
-"""Called with the error, the event it is about (None: the callback as a whole) and the callback's name."""
+FENCE_POLL_SECONDS = 0.1
+"""How often is asked whether callbacks may be called again, while they may not."""
+GRACE_SECONDS = 2.0
+"""After the drain deadline: for callbacks to react to their cancellation, and for their `close`."""
 
 
 class Keeper(Protocol):
@@ -44,48 +51,6 @@ class Keeper(Protocol):
 
     def note_removed(self, registration: Registration, reason: str, position: Position) -> None:
         """A callback is removed: it is not called after `position`."""
-
-
-ROW_EVENTS = frozenset({EventType.CREATE, EventType.UPDATE, EventType.DELETE})
-MAX_TOLD = 100
-"""Calls of an asynchronous error handler in work at once; past it a failed event is only counted and logged."""
-FENCE_SECONDS = 0.1
-"""How often is asked whether callbacks may be called again, while they may not."""
-GRACE_SECONDS = 2.0
-"""After the drain deadline: for callbacks to react to their cancellation, and for their `close`."""
-
-
-@dataclass(frozen=True, slots=True)
-class CallbackPerformance:
-    """How one callback fares. `events_per_second` is that of the last cleanup interval."""
-
-    name: str
-    state: CallbackState
-    ok: int
-    failed: int
-    timeouts: int
-    missed: int
-    consecutive_failures: int
-    mean_seconds: float
-    events_per_second: float
-    last_error: str
-
-
-@dataclass(frozen=True, slots=True)
-class SignalStats:
-    """The manager's figures since its start."""
-
-    events_emitted: int
-    events_processed: int
-    events_failed: int
-    events_timed_out: int
-    events_missed: int
-    callbacks: int
-    callbacks_removed: int
-    queued_events: int
-    queued_bytes: int
-    uptime_seconds: float
-    performance: Mapping[str, CallbackPerformance]
 
 
 class CallbackHandle:
@@ -120,17 +85,16 @@ class SignalManager:
         self.on_room: Callable[[], None] | None = None
         self.keeper: Keeper | None = None
         self.may_deliver: Callable[[], bool] | None = None  # asked before each share of a batch
+        self.on_batch: Callable[[Sequence[DatabaseEvent]], None] | None = None  # told of all that is queued
         self.on_broken: Callable[[BaseException], None] | None = None  # told of a mistake of ours that stops a callback
-        self._error_handler: ErrorHandler | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._teller = ErrorTeller()
         self._cleanup: asyncio.Task[None] | None = None
         self._room = asyncio.Event()
         self._closed = False
         self._started = monotonic()
         self._emitted = 0
-        self._last_cleanup = self._started
-        self._last_ok: dict[int, int] = {}
-        self._rates: dict[int, float] = {}
+        self._rates = Rates()
+        self.recent = Recent()
 
     async def __aenter__(self) -> Self:
         return self
@@ -157,50 +121,58 @@ class SignalManager:
         after_removal: AfterRemoval = AfterRemoval.PARK,
         configured: bool = False,
         settled: Position | None = None,
-        state: CallbackState = CallbackState.ACTIVE,
     ) -> CallbackHandle:
         """Register a function (`def` or `async def`) or an object with `handle` or `handle_batch`.
 
-        Without conditions it gets every create, update and delete. `settled` and `state`: how far it had come
-        in an earlier run, and whether it was removed there. TooManyCallbacks past `max_callbacks`, ManagerClosed
-        after `shutdown`, CallbackError or ConfigError for what cannot be a callback or a condition.
+        Without conditions it gets every create, update and delete. `settled`: how far it had come in an earlier run.
+        TooManyCallbacks past `max_callbacks`, ManagerClosed after `shutdown`, CallbackError or ConfigError for what
+        cannot be a callback or a condition.
+        """
+        terms = Terms(
+            invocation=Invocation(callback),
+            tables=TablePatterns(several(tables)),
+            event_types=parse_event_types(several(event_types)),
+            tags=TagPatterns(several(tags)),
+            excluded=frozenset(several(exclude_columns)),
+            masked=frozenset(several(mask_columns)),
+            concurrency=concurrency,
+            timeout_seconds=self.config.callback_timeout_seconds if timeout_seconds is None else timeout_seconds,
+            max_attempts=max_attempts,
+            blocks=on_failure is OnFailure.BLOCK,
+            parks=configured and after_removal is AfterRemoval.PARK,
+        )
+        return self.register(terms, name=name, configured=configured, settled=settled)
+
+    def register(
+        self,
+        terms: Terms,
+        *,
+        name: str | None,
+        configured: bool,
+        settled: Position | None,
+        state: CallbackState = CallbackState.ACTIVE,
+        routed: bool = True,
+    ) -> CallbackHandle:
+        """As `add_callback`, whose terms are made already. `state`: whether it was removed in an earlier run.
+
+        One that is not `routed` gets nothing yet, and may be one too many.
         """
         if self._closed:
             raise ManagerClosed("the signal manager is shut down")
-        if concurrency < 1:
-            raise CallbackError(f"concurrency is {concurrency}", hint="1 keeps commit order, N > 1 order per record")
-        if timeout_seconds is not None and not timeout_seconds > 0:
-            raise CallbackError(f"timeout_seconds is {timeout_seconds}", hint="it is more than 0, or None: the default")
-        if max_attempts < 1:
-            raise CallbackError(f"max_attempts is {max_attempts}", hint="1 is one attempt, without retries")
-        for words in (tables, event_types, tags, exclude_columns, mask_columns):
-            if isinstance(words, str):  # it would be taken apart into letters, and mask nothing
-                raise CallbackError(f"{words!r} is one word, not several", hint=f"write [{words!r}]")
-        invocation = Invocation(callback)
-        wanted = parse_event_types(event_types)
 
         def make(callback_id: int) -> Registration:
             return Registration(
                 id=callback_id,
-                name=name or f"{getattr(callback, '__name__', type(callback).__name__)}-{callback_id}",
-                invocation=invocation,
-                tables=TablePatterns(tables),
-                event_types=wanted,
-                tags=TagPatterns(tags),
-                excluded=frozenset(exclude_columns),
-                masked=frozenset(mask_columns),
-                concurrency=concurrency,
-                timeout_seconds=timeout_seconds or self.config.callback_timeout_seconds,
+                name=name or f"{terms.invocation.name}-{callback_id}",
                 configured=configured,
                 settled=settled,
-                max_attempts=max_attempts,
-                blocks=on_failure is OnFailure.BLOCK,
-                parks=configured and after_removal is AfterRemoval.PARK,
                 state=state,
                 last_active=monotonic(),
+                is_routed=routed,
+                **terms.by_name(),
             )
 
-        registration = self.registry.add(make)
+        registration = self.registry.add(make, bounded=routed)
         self.pool.add(registration)
         return CallbackHandle(self, registration.id, registration.name)
 
@@ -234,20 +206,25 @@ class SignalManager:
 
     def set_error_handler(self, handler: ErrorHandler | None) -> None:
         """Who is told of failed events and removed callbacks; a coroutine function runs as a task."""
-        self._error_handler = handler
+        self._teller.handler = handler
 
     async def open(self) -> None:
         """Call every callback's `open` now instead of before its first event; CallbackError if one fails."""
         for registration in self.registry.active:  # not those that are removed: whoever resumes them opens them
-            error = await self.pool.open(registration)
-            if isinstance(error, CdcError):
-                raise error
-            if error is not None:
-                raise CallbackError(
-                    f"callback {registration.name!r} cannot be opened: {type(error).__name__}: {error}",
-                    callback=registration.name,
-                    hint="see its options, and the system that it talks to",
-                ) from error
+            await self.open_one(registration)
+
+    async def open_one(self, registration: Registration) -> None:
+        """Call its `open` now; CallbackError, or the CdcError that it raises, if it fails."""
+        error = await self.pool.open(registration)
+        if isinstance(error, CdcError):
+            raise error
+        if error is not None:
+            raise CallbackError(
+                f"callback {registration.name!r} cannot be opened: {type(error).__name__}: {error}",
+                callback=registration.name,
+                hint="see its options, and the system that it talks to",
+                code=Code.CALLBACK_NOT_OPENED,
+            ) from error
 
     async def emit(self, event: DatabaseEvent) -> None:
         """Put one event in; returns when it is queued, which waits while the queue is full."""
@@ -261,6 +238,9 @@ class SignalManager:
     def submit(self, batch: Batch) -> None:
         """Queue a batch of the stream; never waits: ask `has_room` before."""
         self._emitted += len(batch.events)
+        self.recent.note(batch.events)
+        if self.on_batch is not None:
+            self.on_batch(batch.events)
         if self._cleanup is None:
             self._cleanup = asyncio.get_running_loop().create_task(self._clean_up_for_ever(), name="cdc-cleanup")
         self.pool.submit(batch)
@@ -283,10 +263,7 @@ class SignalManager:
             self._cleanup.cancel()
         self.pool.close_parking()
         await self.pool.close(list(self.pool.lanes), GRACE_SECONDS)
-        if self._tasks:
-            _, strays = await asyncio.wait(self._tasks, timeout=GRACE_SECONDS)
-            for task in strays:
-                task.cancel()
+        await self._teller.close(GRACE_SECONDS)
         return drained
 
     async def drain(self, timeout: float | None = None) -> bool:
@@ -300,10 +277,7 @@ class SignalManager:
 
     def get_stats(self) -> SignalStats:
         """Figures since the start of the manager."""
-        everyone = list(self.registry)
-        outcomes: Counter[str] = Counter()
-        for outcome in (*(tally.outcomes for tally in self.registry.retired.values()), *(r.outcomes for r in everyone)):
-            outcomes.update(outcome)
+        outcomes = self.registry.outcomes
         return SignalStats(
             events_emitted=self._emitted,
             events_processed=outcomes["ok"],
@@ -315,37 +289,18 @@ class SignalManager:
             queued_events=self.pool.queued_events,
             queued_bytes=self.pool.queued_bytes,
             uptime_seconds=monotonic() - self._started,
-            performance={item.name: self._performance(item) for item in everyone},
-        )
-
-    def _performance(self, registration: Registration) -> CallbackPerformance:
-        calls = registration.seconds.count
-        return CallbackPerformance(
-            name=registration.name,
-            state=registration.state,
-            ok=registration.outcomes["ok"],
-            failed=registration.outcomes["failed"],
-            timeouts=registration.outcomes["timeout"],
-            missed=registration.outcomes["missed"],
-            consecutive_failures=registration.consecutive_failures,
-            mean_seconds=registration.seconds.sum / calls if calls else 0.0,
-            events_per_second=self._rates.get(registration.id, 0.0),
-            last_error=registration.last_error,
+            performance={item.name: CallbackPerformance.of(item, self._rates.of(item)) for item in self.registry},
         )
 
     async def clean_up(self) -> None:
         """One periodic cleanup: inactive callbacks of code, what removed ones leave, rates per callback."""
-        now = monotonic()
         if self.config.auto_remove_inactive_callbacks:
-            await self._remove_inactive(now - self.config.inactive_callback_threshold_seconds)
-        removed = [item for item in self.registry if item.state is CallbackState.REMOVED]
+            await self._remove_inactive(monotonic() - self.config.inactive_callback_threshold_seconds)
+        gone = {CallbackState.REMOVED, CallbackState.PAUSED}
+        removed = [item for item in self.registry if item.state in gone]
         await self.pool.close(filter(self._is_idle, removed), GRACE_SECONDS)
         self.registry.forget_unsubscribed()
-        done = {item.id: item.outcomes["ok"] for item in self.registry}
-        elapsed = max(now - self._last_cleanup, 0.001)
-        self._rates = {item: (ok - self._last_ok.get(item, 0)) / elapsed for item, ok in done.items()}
-        self._last_ok = done
-        self._last_cleanup = now
+        self._rates.look(self.registry)
 
     async def _remove_inactive(self, since: float) -> None:
         inactive = [
@@ -368,7 +323,7 @@ class SignalManager:
     async def may_begin(self) -> None:
         """Of the pool (see `PoolListener`): whether callbacks may be called at the moment."""
         while self.may_deliver is not None and not self.may_deliver():  # noqa: ASYNC110 - time alone decides it
-            await asyncio.sleep(FENCE_SECONDS)
+            await asyncio.sleep(FENCE_POLL_SECONDS)
 
     async def keep_failed(self, registration: Registration, failure: Failure) -> bool:
         """Of the pool (see `PoolListener`): an event has failed."""
@@ -396,18 +351,22 @@ class SignalManager:
             table=event.kind.table,
             error=type(error).__name__,  # never its text: it may hold values of the row
             consecutive_failures=registration.consecutive_failures,
+            **trace_fields(event),
         )
-        self._tell(error, event, registration.name)
+        self._teller.tell(error, event, registration.name)
 
     def callback_removed(self, registration: Registration, reason: str, position: Position) -> None:
         """Of the pool (see `PoolListener`): a callback is removed."""
+        if registration.state is CallbackState.PAUSED:
+            log.warning("callback_paused", callback=registration.name, reason=reason, position=str(position))
         if registration.state is CallbackState.REMOVED:
             log.error("callback_removed", callback=registration.name, reason=reason, position=str(position))
             error = CallbackError(
                 f"callback {registration.name!r} is removed after {registration.consecutive_failures} failures",
                 callback=registration.name,
+                code=Code.CALLBACK_REMOVED,
             )
-            self._tell(error, None, registration.name)
+            self._teller.tell(error, None, registration.name)
             if self.keeper is not None and registration.configured:
                 self.keeper.note_removed(registration, reason, position)
 
@@ -417,30 +376,3 @@ class SignalManager:
             self._room.set()
         if self.on_room is not None:
             self.on_room()
-
-    def _tell(self, error: BaseException, event: DatabaseEvent | None, name: str) -> None:
-        """Tell the error handler; an error of its own is logged and goes no further."""
-        if self._error_handler is None:
-            return
-        if len(self._tasks) >= MAX_TOLD and event is not None:
-            log.warning("error_handler_busy", callback=name, calls=len(self._tasks))
-            return
-        try:
-            result = self._error_handler(error, event, name)
-        except BaseException as broken:  # noqa: BLE001 - the user's code, SystemExit too
-            log.warning("error_handler_failed", error=type(broken).__name__)
-            return
-        if inspect.isawaitable(result):
-            task = asyncio.get_running_loop().create_task(_told(result), name="cdc-error-handler")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-
-async def _told(result: Awaitable[None]) -> None:
-    """Wait for an asynchronous error handler; SystemExit out of a task would end the event loop."""
-    try:
-        await result
-    except asyncio.CancelledError:
-        raise
-    except BaseException as broken:  # noqa: BLE001 - the user's code
-        log.warning("error_handler_failed", error=type(broken).__name__)

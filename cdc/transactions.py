@@ -20,7 +20,7 @@ from cdc.patterns import TablePatterns
 
 __all__ = ["Assembled", "Assembler", "CommitMark", "Selection", "TagRule"]
 
-_NO_CHANGES = frozenset({Begin, Commit, Message})
+_NO_CHANGES: frozenset[type] = frozenset({Begin, Commit, Message})
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,7 @@ class Assembled:
     """What a slice of the stream gave: new events in order, and the commits that it completed."""
 
     events: list[DatabaseEvent] = field(default_factory=list)
+    kinds: Counter[Kind] = field(default_factory=Counter)  # how many events of each
     commits: list[CommitMark] = field(default_factory=list)
 
 
@@ -128,20 +129,25 @@ class Assembler:
 
     def _feed(self, messages: Iterable[Decoded]) -> Assembled:
         result = Assembled()
-        append = result.events.append
+        run: list[Change] = []
         for message in messages:
             # Changes are nearly all there is: one look-up sorts them out, where each isinstance() costs as much.
             if message.__class__ not in _NO_CHANGES:
-                if (event := self._change(cast(Change, message))) is not None:
-                    append(event)
-            elif isinstance(message, Begin):
+                run.append(cast(Change, message))
+                continue
+            if run:
+                self._changes(run, result)
+                run = []
+            if isinstance(message, Begin):
                 self._begin(message)
             elif isinstance(message, Commit):
                 if (mark := self._commit(message)) is not None:
                     result.commits.append(mark)
             elif isinstance(message, Message):
                 self._message(message)
-        self.counts.update([event.kind for event in result.events])
+        if run:
+            self._changes(run, result)
+        self.counts.update(result.kinds)
         return result
 
     def _begin(self, begin: Begin) -> None:
@@ -175,40 +181,72 @@ class Assembler:
         tags = (tag.strip() for tag in message.content.split(","))
         self._tags = _joined(self._tags, tuple(filter(None, tags)))
 
-    def _change(self, change: Change) -> DatabaseEvent | None:
+    def _changes(self, changes: Sequence[Change], result: Assembled) -> None:
+        """Changes of the open transaction, one after the other: the hot path, which keeps what it counts in locals."""
         transaction = self._transaction
         if transaction is None:
-            raise DecodeError(f"a change of {change.schema}.{change.table} outside a transaction", lsn=0)
-        self._ordinal = ordinal = self._ordinal + 1
-        event_type = change.event_type
-        if (
-            change.watched
-            and event_type is EventType.UPDATE
-            and change.deleted_softly(self._selection.soft_delete_columns)
-        ):
-            event_type = EventType.DELETE
-        try:
-            kind = self._kinds[event_type, change.schema, change.table]
-        except KeyError:
-            kind = self._kind(event_type, change.schema, change.table)
-        if kind is None:
-            self.filtered["table"] += 1
-            return None
-        self._id += 1
+            raise DecodeError(f"a change of {changes[0].schema}.{changes[0].table} outside a transaction", lsn=0)
         if self._skipping:
-            if transaction.commit_lsn <= self._commit_lsn or ordinal <= self._seen_ordinal:
+            changes = self._unseen(changes, transaction)
+        kinds, own_tags, append = self._kinds, self._tags, result.events.append
+        ordinal, event_id, before = self._ordinal, self._id, len(result.events)
+        for change in changes:
+            ordinal += 1
+            event_type = change.event_type
+            if change.watched:
+                event_type = self._type_of(change)
+            try:
+                kind = kinds[event_type, change.schema, change.table]
+            except KeyError:
+                kind = self._kind(event_type, change.schema, change.table)
+            if kind is None:
+                self.filtered["table"] += 1
+                continue
+            event_id += 1
+            tags = kind.tags
+            if own_tags or change.watched:
+                tags = self._tags_of(change, tags)
+            append(DatabaseEvent(event_id, kind, tags, transaction, ordinal, change))
+        self._ordinal, self._id = ordinal, event_id
+        if len(result.events) > before:
+            last = result.events[-1]
+            self._seen_lsn, self._seen_ordinal = transaction.commit_lsn, last.ordinal
+            result.kinds.update([event.kind for event in result.events[before:]])
+
+    def _unseen(self, changes: Sequence[Change], transaction: Transaction) -> Sequence[Change]:
+        """Count those that were handed on before, and return the rest."""
+        for number, change in enumerate(changes):
+            event_type = self._type_of(change) if change.watched else change.event_type
+            if self._kind(event_type, change.schema, change.table) is None:
+                self._ordinal += 1
+                self.filtered["table"] += 1
+            elif transaction.commit_lsn <= self._commit_lsn or self._ordinal < self._seen_ordinal:
+                self._ordinal += 1
+                self._id += 1
                 self.filtered["redelivered"] += 1
-                return None
-            self._skipping = False
-        self._seen_lsn = transaction.commit_lsn
-        self._seen_ordinal = ordinal
-        tags = _joined(self._tags, kind.tags) if self._tags else kind.tags
+            else:
+                self._skipping = False
+                return changes[number:]
+        return ()
+
+    def _type_of(self, change: Change) -> EventType:
+        """What a change with watched columns is: an update may delete softly."""
+        if change.event_type is EventType.UPDATE and change.deleted_softly(self._selection.soft_delete_columns):
+            return EventType.DELETE
+        return change.event_type
+
+    def _tags_of(self, change: Change, by_rule: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of the transaction, of rules, and of the row itself."""
+        tags = _joined(self._tags, by_rule) if self._tags else by_rule
         if change.watched and self._selection.tags_column:
             tags = _joined(tags, change.text_list(self._selection.tags_column))
-        return DatabaseEvent(self._id, kind, tags, transaction, ordinal, change)
+        return tags
 
     def _kind(self, event_type: EventType, schema: str, table: str) -> Kind | None:
         """The shared facts of a table and type; None where the configuration leaves the table out."""
+        key = (event_type, schema, table)
+        if key in self._kinds:
+            return self._kinds[key]
         kind = None
         if self._selection.tables.matches(schema, table):
             tags: tuple[str, ...] = ()
@@ -216,7 +254,7 @@ class Assembler:
                 if event_type in rule.event_types and rule.tables.matches(schema, table):
                     tags = _joined(tags, rule.tags)
             kind = Kind(event_type, schema, table, tags)
-        self._kinds[event_type, schema, table] = kind
+        self._kinds[key] = kind
         return kind
 
 

@@ -24,6 +24,7 @@ from types import NoneType
 from typing import Any, TypeAlias, get_args
 from uuid import UUID
 
+import msgspec
 import orjson
 import psycopg
 from psycopg.adapt import AdaptersMap, PyFormat, Transformer
@@ -99,9 +100,7 @@ _UNREPRESENTABLE = (psycopg.DataError, ValueError, ArithmeticError, IndexError, 
 
 _MAX_DIGITS = 131_072  # of a numeric before its point, and more than after it (PostgreSQL's "Numeric Types")
 
-# Nineteen digits in a row may be an integer beyond 64 bits, which orjson would turn into a float.
-_DIGITS = bytes(0x30 if chr(byte).isdecimal() and byte < 0x80 else 0x20 for byte in range(256))
-_NINETEEN_DIGITS = b"0" * 19
+_read_json = msgspec.json.Decoder().decode
 
 
 def _numeric(value: Any) -> PostgresValue:
@@ -112,6 +111,13 @@ def _numeric(value: Any) -> PostgresValue:
         return Decimal(value)
     except InvalidOperation:
         raise ValueError("a numeric must be a number") from None
+
+
+def _float(value: Any) -> PostgresValue:
+    """From a number or its literal; ValueError for the integer 0, which JSON's -0 is read as, too."""
+    if value == 0 and value.__class__ is int:
+        raise ValueError("a float of 0 may be -0, of which only the literal tells")
+    return float(value)
 
 
 def _timestamptz(value: Any) -> PostgresValue:
@@ -139,13 +145,11 @@ def _date(value: Any) -> PostgresValue:
 
 
 def _json(value: Any) -> PostgresValue:
-    """As `json.loads`, psycopg's choice, reads it; by orjson wherever both agree."""
-    data = value.encode()
+    """As `json.loads`, psycopg's choice, reads it; by msgspec wherever that reads it at all: three times as fast."""
     try:
-        if _NINETEEN_DIGITS not in data.translate(_DIGITS):
-            return orjson.loads(data)  # type: ignore[no-any-return]
-    except orjson.JSONDecodeError:
-        pass  # a lone surrogate, a number beyond float64: json.loads takes both
+        return _read_json(value)  # type: ignore[no-any-return]
+    except (msgspec.MsgspecError, RecursionError):
+        pass  # a lone surrogate, a number beyond float64 or of hundreds of digits: json.loads takes them
     try:
         return json.loads(value)  # type: ignore[no-any-return]
     except _UNREPRESENTABLE:
@@ -171,7 +175,7 @@ def _by_psycopg(load: Callable[[bytes], Any]) -> Loader:
 
 _FROM_TEXT: Mapping[int, Loader] = {
     **dict.fromkeys((INT2, INT4, INT8, OID), int),
-    **dict.fromkeys((FLOAT4, FLOAT8), float),
+    **dict.fromkeys((FLOAT4, FLOAT8), _float),
     **dict.fromkeys((JSON, JSONB), _json),
     **dict.fromkeys((RECORD, RECORDS), as_is),  # of no column; psycopg fails at an empty one
     NUMERIC: _numeric,

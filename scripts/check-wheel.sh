@@ -1,18 +1,23 @@
 #!/usr/bin/env bash
-# Usage: check-wheel.sh PYTHON ; builds the wheel and imports it in an environment that holds nothing else.
+# Usage: check-wheel.sh WHEEL PYTHON... ; for each Python: installs the wheel with the locked dependencies into an empty
+# environment, imports all of it, and has its command serve some events of a real PostgreSQL.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-python=$1
-rm -rf build/wheel build/empty
-"$python" -m hatchling build --target wheel --directory build/wheel
-"$python" -m venv build/empty
-pip=(build/empty/bin/python -m pip install --quiet --disable-pip-version-check)
-"${pip[@]}" --require-hashes -r requirements/runtime.txt
-"${pip[@]}" --no-deps --no-index build/wheel/walsignal-*.whl
+root=$PWD
+wheel=$(realpath "$1")
+shift
+for python; do
+    rm -rf build/empty
+    "$python" -m venv build/empty
+    pip=(build/empty/bin/python -m pip install --quiet --disable-pip-version-check --no-deps)
+    "${pip[@]}" --require-hashes -r requirements/runtime.txt
+    "${pip[@]}" --no-index "$wheel"
 
-empty=$PWD/build/empty/bin
-cd / # away from the sources, or they would be imported instead
-"$empty/python" - <<'PYTHON'
+    empty=$root/build/empty/bin
+    # Away from the sources, and with -P, or they would be imported instead.
+    (
+        cd /
+        "$empty/python" -P - <<'PYTHON'
 import importlib.resources, pkgutil, sys
 import cdc, handlers
 
@@ -24,5 +29,7 @@ for module in pkgutil.walk_packages(cdc.__path__, "cdc."):
         __import__(module.name)
 print(f"wheel: cdc and handlers import on Python {sys.version.split()[0]}")
 PYTHON
-"$empty/cdc" --help >/dev/null
-echo "wheel: the command cdc answers"
+        "$empty/cdc" --help >/dev/null
+        "$empty/python" -P "$root/scripts/try_wheel.py"
+    )
+done

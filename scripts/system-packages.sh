@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
-# Puts in place what only the operating system can: Python's venv module, PostgreSQL's server, wal2json.
+# Puts in place what only the operating system can: Python's venv module, PostgreSQL's server, wal2json, and the
+# programs that the tests run beside it.
 #
 #   system-packages.sh venv PYTHON   ensurepip for that Python
 #   system-packages.sh postgresql    server programs and wal2json.so (of $PG_BINDIR, when set)
+#   system-packages.sh pgdg VERSION  the same of that major version, from the repository of the PostgreSQL project
+#   system-packages.sh servers       redis-server, nats-server, rabbitmq-server, prometheus, chromium, pgbouncer: the
+#                                    programs only, nothing is started
 #
 # Says nothing and changes nothing when all is there. Installs with apt-get where there is one, as root or through
 # sudo; elsewhere it names what to install and fails.
@@ -37,7 +41,7 @@ apt_install() {
         as_root apt-get update -qq >&2 || fail "apt-get update failed; once it works, run make again"
         updated=yes
     fi
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" </dev/null >&2 ||
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends -o DPkg::Lock::Timeout=120 "$@" </dev/null >&2 ||
         fail "apt-get could not install $*; once it is installed, run make again"
 }
 
@@ -102,7 +106,7 @@ ensure_postgresql() {
             "install it there or unset PG_BINDIR"
     fi
     if ! can_install; then
-        fail "install the PostgreSQL server (initdb, pg_ctl, postgres; 14 or newer) and wal2json (2.5 or newer) for it," \
+        fail "install the PostgreSQL server (initdb, pg_ctl, postgres; 13 or newer) and wal2json (2.5 or newer) for it," \
             "then run make again. Debian, Ubuntu: postgresql-NN postgresql-NN-wal2json;" \
             "Fedora: postgresql-server wal2json; PGDG on RHEL: postgresqlNN-server wal2json_NN;" \
             "elsewhere: https://github.com/eulerto/wal2json. A server in an unusual place: set PG_BINDIR"
@@ -119,8 +123,83 @@ ensure_postgresql() {
     fi
 }
 
+# Versions that the distribution has not: https://wiki.postgresql.org/wiki/Apt. Those past their end are in an archive.
+ensure_postgresql_version() {
+    local version=$1 bindir=/usr/lib/postgresql/$1/bin
+    if has_server "$bindir" && has_wal2json "$bindir"; then return; fi
+    can_install || fail "install PostgreSQL $version and wal2json for it, then run make again"
+    local packages=("postgresql-$version" "postgresql-$version-wal2json")
+    apt_install ca-certificates postgresql-common
+    as_root /usr/share/postgresql-common/pgdg/apt.postgresql.org.sh -y >&2 ||
+        fail "the repository of the PostgreSQL project cannot be reached"
+    if ! apt-cache show "${packages[@]}" >/dev/null 2>&1; then
+        local codename
+        codename=$(. /etc/os-release && echo "$VERSION_CODENAME")
+        echo "deb [signed-by=/usr/share/postgresql-common/pgdg/apt.postgresql.org.gpg]" \
+            "https://apt-archive.postgresql.org/pub/repos/apt $codename-pgdg-archive main" |
+            as_root tee /etc/apt/sources.list.d/pgdg-archive.list >/dev/null
+        updated=no
+    fi
+    without_main_cluster apt_install "${packages[@]}"
+}
+
+# Servers for the tests --------------------------------------------------------------------------------------------
+
+# Debian keeps some of them where only root looks; tests/handlers/servers.py looks in the same folders.
+has_program() { PATH="$PATH:/usr/sbin:/usr/lib/rabbitmq/bin" command -v "$1" >/dev/null; }
+
+POLICY=/usr/sbin/policy-rc.d
+
+put_policy_back() {
+    as_root rm -f "$POLICY"
+    if as_root test -e "$POLICY.walsignal"; then as_root mv "$POLICY.walsignal" "$POLICY"; fi
+}
+
+# Installing a server on Debian also starts it, now and at every boot. We need the programs only: for the time of the
+# installation the policy forbids every start, and afterwards the units that came with it are switched off.
+without_services() {
+    if as_root test -e "$POLICY"; then as_root mv "$POLICY" "$POLICY.walsignal"; fi
+    trap put_policy_back EXIT
+    printf '#!/bin/sh\nexit 101\n' | as_root tee "$POLICY" >/dev/null
+    as_root chmod 755 "$POLICY"
+    apt_install "$@"
+    put_policy_back
+    trap - EXIT
+    local name
+    for name in "$@"; do
+        if ! command -v systemctl >/dev/null || [ ! -e "/lib/systemd/system/$name.service" ]; then continue; fi
+        as_root systemctl disable --quiet "$name" >/dev/null 2>&1 ||
+            say "could not keep $name from starting at boot; to do so: systemctl disable $name"
+    done
+}
+
+ensure_servers() {
+    local name missing=()
+    for name in redis-server nats-server rabbitmq-server prometheus chromium pgbouncer; do
+        if ! has_program "$name"; then missing+=("$name"); fi
+    done
+    if ! has_program systemd-analyze; then missing+=(systemd); fi # it reads the unit files; nothing of it is started
+    if [ ${#missing[@]} -eq 0 ]; then return; fi
+    if ! can_install; then
+        fail "the tests need ${missing[*]}: install them (Debian, Ubuntu: packages of these names;" \
+            "Fedora: redis, nats-server, rabbitmq-server, prometheus2, chromium) and put the programs on the PATH, then run make again"
+    fi
+    # The installation of RabbitMQ runs a tool of its own, which leaves Erlang's port mapper behind.
+    local mapper
+    mapper=$(command -v epmd || true)
+    without_services "${missing[@]}"
+    if [ -z "$mapper" ] && command -v epmd >/dev/null; then
+        as_root epmd -kill >/dev/null 2>&1 || true
+        if command -v systemctl >/dev/null; then
+            as_root systemctl disable --quiet epmd.socket epmd.service >/dev/null 2>&1 || true
+        fi
+    fi
+}
+
 case ${1:-} in
 venv) ensure_venv "${2:?the Python}" ;;
 postgresql) ensure_postgresql ;;
-*) fail "usage: system-packages.sh venv PYTHON | postgresql" ;;
+pgdg) ensure_postgresql_version "${2:?the major version}" ;;
+servers) ensure_servers ;;
+*) fail "usage: system-packages.sh venv PYTHON | postgresql | pgdg VERSION | servers" ;;
 esac

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -11,18 +12,43 @@ from typing import Any
 
 import psycopg
 import pytest
+from hypothesis import settings
 from psycopg import sql
 
 from cdc.callbacks import Registration
 from cdc.config import SignalConfig
+from cdc.demo import processes
 from cdc.demo.cluster import Cluster
 from cdc.signals import CallbackHandle, SignalManager
+from tests.properties import profiles  # noqa: F401 - registers them
+
+# All run under the profile `ci`, unless pytest is told of another: --hypothesis-profile random.
+if settings.get_current_profile_name() in ("default", "ci"):  # hypothesis has a `ci` of its own
+    settings.load_profile("ci")
 
 # A crash of the machine during the tests leaves nothing worth keeping. SIGKILL of the server loses nothing
 # either way: what it has written is in the kernel's hands.
-FAST = {"fsync": "off", "max_connections": "100"}
+FAST = {
+    "fsync": "off",
+    "max_connections": "100",
+    "autovacuum": "off",  # it writes when it likes, and its transactions are counted with those of the test
+}
 
 OwnCluster = Callable[..., Cluster]
+
+
+def share_of_ports() -> range:
+    """Those of this process, where several run tests side by side: no server takes a port that another's comes back to.
+
+    A free port is only free when it is looked for, and a server that was killed wants its own again.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    number = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+    return ALL_PORTS[int(number.removeprefix("gw")) :: workers]
+
+
+ALL_PORTS = processes.PORTS
+processes.PORTS = share_of_ports()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +94,26 @@ def database(cluster: Cluster) -> Iterator[Database]:
         drop_database(cluster, name)
 
 
+@pytest.fixture(scope="session")
+def initdb() -> Iterator[Cluster]:
+    """The files of a new server, for the many that begin with them; it never runs."""
+    made = Cluster(settings=FAST)
+    made.create()
+    yield made
+    made.remove()
+
+
 @pytest.fixture
-def own_cluster() -> Iterator[OwnCluster]:
-    """Makes running servers that the test may stop, kill and configure: own_cluster({"name": "value"})."""
+def own_cluster(initdb: Cluster) -> Iterator[OwnCluster]:
+    """Makes running servers that the test may stop, kill and configure: own_cluster({"name": "value"}).
+
+    They have one system identifier, that of `initdb`, but for those made with `template=None`.
+    """
     with ExitStack() as stack:
 
         def make(settings: Mapping[str, str] | None = None, **kwargs: Any) -> Cluster:
-            return stack.enter_context(Cluster(settings={**FAST, **(settings or {})}, **kwargs))
+            options = {"template": None if "initdb_args" in kwargs else initdb} | kwargs
+            return stack.enter_context(Cluster(settings={**FAST, **(settings or {})}, **options))
 
         yield make
 
@@ -85,8 +124,8 @@ def drop_database(cluster: Cluster, name: str) -> None:
         # From now on nobody comes back: a consumer that reconnects would take the slot again.
         connection.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(name)))
         connection.execute(
-            # Waits until each has ended, at most ten seconds; a walsender lets its slot go as it ends.
-            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = %s",
+            # Waits until each has ended, at most a minute; a walsender lets its slot go as it ends.
+            "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE datname = %s",
             [name],
         )
         connection.execute(

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -38,13 +38,18 @@ import asyncio, os, time
 from pathlib import Path
 
 
+opened = set()
+
+
 class Recorder:
     """Writes a line per event."""
 
     def __init__(self, path, seconds=0.0):
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        whole = os.pread(self.fd, os.fstat(self.fd).st_size, 0).rfind(b"\\n") + 1
-        os.ftruncate(self.fd, whole)
+        if path not in opened:  # after a reload the one before writes still: it has no torn line
+            opened.add(path)
+            whole = os.pread(self.fd, os.fstat(self.fd).st_size, 0).rfind(b"\\n") + 1
+            os.ftruncate(self.fd, whole)
         self.seconds = seconds
 
     def write(self, event):
@@ -90,6 +95,29 @@ class BlocksLoop(Recorder):
         seconds, self.seconds = self.seconds, 0
         time.sleep(seconds)
         self.write(event)
+
+
+class Batches(Recorder):
+    """Many events in a call."""
+
+    async def handle_batch(self, events):
+        await asyncio.sleep(self.seconds)
+        for event in events:
+            self.write(event)
+
+
+class Unopenable(Record):
+    """Its `open` fails."""
+
+    async def open(self):
+        raise OSError("its server is away")
+
+
+class Fails(Recorder):
+    """Every call fails."""
+
+    async def handle(self, event):
+        raise ValueError("no")
 
 
 class Hang(Recorder):
@@ -191,14 +219,19 @@ class Child:
         """Standard error of all its processes."""
         return self.folder / "child.log"
 
+    @property
+    def output_path(self) -> Path:
+        """Standard output of all its processes."""
+        return self.folder / "child.out"
+
     def begin(self, *arguments: str) -> None:
         """Start the process."""
         environment = {**os.environ, "PYTHONPATH": str(ROOT), **self.environment}
-        with self.log_path.open("ab") as log:
+        with self.log_path.open("ab") as log, self.output_path.open("ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", self.program, "run", "--config", "cdc.toml", *arguments],
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+                stdout=output,
                 stderr=log,
                 cwd=self.folder,
                 env=environment,
@@ -235,9 +268,32 @@ class Child:
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
 
+    def hang_up(self) -> None:
+        """SIGHUP."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGHUP)
+
+    def reload(self) -> dict[str, Any]:
+        """Write cdc.toml as it is wanted now, SIGHUP, and wait for what comes of it: the log's line."""
+        self.write()
+        before = len(self.reloads())
+        self.hang_up()
+        wait_until(lambda: len(self.reloads()) > before, START_SECONDS, f"a reload:\n{self.tail()}")
+        return self.reloads()[-1]
+
+    def reloads(self) -> list[dict[str, Any]]:
+        """The log's line of each reload that is over."""
+        ends = {"reload_applied", "reload_unchanged", "reload_refused"}
+        return [entry for entry in self.log() if entry["event"] in ends]
+
     def freeze(self) -> None:
-        """SIGSTOP: it is there, and does nothing."""
+        """SIGSTOP: it is there, and does nothing; returns when that is so of all its threads."""
         os.kill(self.pid, signal.SIGSTOP)
+        wait_until(self._is_frozen, what="it is stopped")
+
+    def _is_frozen(self) -> bool:
+        threads = Path(f"/proc/{self.pid}/task").glob("*/stat")
+        return {file.read_text().rpartition(")")[2].split()[0] for file in threads} == {"T"}
 
     def thaw(self) -> None:
         """SIGCONT."""
@@ -264,24 +320,30 @@ class Child:
 
     def log(self, event: str | None = None) -> list[dict[str, Any]]:
         """What it has logged, of one kind or all; lines that are not JSON are left out."""
-        text = self.log_path.read_text() if self.log_path.exists() else ""
-        whole = [line for line in text.splitlines(keepends=True) if line.startswith("{") and line.endswith("\n")]
-        return [entry for entry in map(json.loads, whole) if event is None or entry["event"] == event]
+        entries: list[dict[str, Any]] = []
+        for line in whole_lines(self.log_path):
+            with suppress(ValueError):  # a traceback; or what a kill has torn, with the next process's first behind it
+                entries += [json.loads(line)] if line.startswith("{") else []
+        return [entry for entry in entries if event is None or entry["event"] == event]
 
     def tail(self) -> str:
         """The end of its log."""
-        return self.log_path.read_text()[-3000:] if self.log_path.exists() else "(no log)"
+        return self.log_path.read_bytes()[-3000:].decode(errors="replace") if self.log_path.exists() else "(no log)"
 
     def wait_for_log(self, event: str, count: int = 1, timeout: float = START_SECONDS) -> dict[str, Any]:
         """Wait until it has logged that event `count` times; the last."""
 
         def logged() -> bool:
+            runs = self.is_running  # looked at first: what ends may log until then
             if len(self.log(event)) >= count:
                 return True
-            assert self.is_running, f"it has ended:\n{self.tail()}"
+            assert runs, f"it has ended:\n{self.tail()}"
             return False
 
-        wait_until(logged, timeout, f"{count} times {event!r} in the log:\n{self.tail()}")
+        try:
+            wait_until(logged, timeout)
+        except AssertionError as error:
+            raise AssertionError(f"{count} times {event!r} in the log: {error}\n{self.tail()}") from None
         return self.log(event)[-1]
 
     def lines(self, handler: str = "audit") -> list[Line]:
@@ -293,9 +355,7 @@ class Child:
         return {line.split(" ", 5)[4] for line in self._written(handler)}
 
     def _written(self, handler: str) -> list[str]:
-        """The lines of its file that are whole."""
-        path = self.path(handler)
-        return path.read_text().split("\n")[:-1] if path.exists() else []
+        return whole_lines(self.path(handler))
 
     def wait_for_lines(self, count: int, handler: str = "audit", timeout: float = 30) -> list[Line]:
         """Wait until the handler has written that many lines at least."""
@@ -330,6 +390,11 @@ class Child:
             state.close()
         assert checkpoint is not None
         return checkpoint.flushed_lsn
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file that somebody writes to, without one that is not there to its end; none without a file."""
+    return [line.decode() for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
 
 
 @contextmanager

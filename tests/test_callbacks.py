@@ -8,21 +8,15 @@ from typing import Any
 
 import pytest
 
-from cdc.callbacks import (
-    MAX_KINDS,
-    OTHER,
-    SECONDS_BUCKETS,
-    CallbackState,
-    Histogram,
-    Invocation,
-    Registration,
-    Registry,
-)
+from cdc.callbacks import MAX_KINDS, CallbackState, Registration
 from cdc.config import SignalConfig
 from cdc.errors import CallbackError, TooManyCallbacks
 from cdc.events import DatabaseEvent, EventType, Position
+from cdc.histogram import SECONDS_BUCKETS, Histogram
+from cdc.invocation import Invocation
 from cdc.lsn import Lsn
 from cdc.patterns import TablePatterns, TagPatterns
+from cdc.registry import OTHER, Registry
 
 ALL = frozenset(EventType)
 
@@ -295,7 +289,7 @@ def test_registry_says_who_has_failed_too_often(failures: int, remove: bool, too
 
 def test_registry_shares_one_tally_when_names_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """An application that subscribes under ever new names does not fill the memory, and no count is lost."""
-    monkeypatch.setattr("cdc.callbacks.MAX_RETIRED", 2)
+    monkeypatch.setattr("cdc.registry.MAX_RETIRED", 2)
     registry = Registry(SignalConfig())
     for number in range(4):
         item = registry.add(lambda id_, name=f"n{number}": registration(id=id_, name=name))  # type: ignore[misc]

@@ -30,7 +30,7 @@ class Watched:
 
     def __init__(self, store: Any) -> None:
         self._store = store
-        self.saves: list[tuple[float, Checkpoint]] = []
+        self.saves: list[tuple[float, Checkpoint]] = []  # when each began
         self.threads: set[str] = set()
         self.fails = False
 
@@ -50,8 +50,9 @@ class Watched:
         self.threads.add(threading.current_thread().name)
         if self.fails:
             raise StateError("the disk is full")
+        began = time.monotonic()
         self._store.save(checkpoint, gaps)
-        self.saves.append((time.monotonic(), checkpoint))
+        self.saves.append((began, checkpoint))
 
 
 @pytest.fixture
@@ -79,18 +80,16 @@ async def at_work(database: Database, folder: Path, interval: float) -> AsyncIte
 async def test_checkpoints_are_written_once_an_interval_by_a_thread_of_their_own(
     database: Database, tmp_path: Path, stores: list[Watched]
 ) -> None:
-    """Under load, too; and what is written only rises."""
+    """Under load, too, none sooner, and more and more of them; and what is written only rises."""
     interval = 0.3
     async with at_work(database, tmp_path, interval) as run:
         (store,) = stores
-        began = time.monotonic()
         number = 0
-        while time.monotonic() < began + 5 * interval:
+        while len(store.saves) < 6:
             number += 1
             await asyncio.to_thread(database.execute, f"INSERT INTO items VALUES ({number})")
         await eventually(lambda: len(run.callbacks.seen) == number)
         times = [when for when, _ in store.saves]
-        assert 3 <= len(times) <= 8
         assert all(later - earlier > interval * 0.9 for earlier, later in pairwise(times))
     flushed = [checkpoint.flushed_lsn for _, checkpoint in store.saves]
     assert flushed == sorted(flushed)
@@ -99,9 +98,10 @@ async def test_checkpoints_are_written_once_an_interval_by_a_thread_of_their_own
 
 
 async def test_nothing_is_written_when_nothing_has_moved(
-    database: Database, tmp_path: Path, stores: list[Watched]
+    database: Database, tmp_path: Path, stores: list[Watched], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Many intervals without a change: not one write."""
+    monkeypatch.setattr(checkpoints, "IDLE_SECONDS", 3600)  # others of the server may write
     async with at_work(database, tmp_path, 0.02) as run:
         (store,) = stores
         database.execute("INSERT INTO items VALUES (1)")
@@ -129,7 +129,9 @@ async def test_wal_of_another_database_moves_an_idle_slot(
         await eventually(lambda: confirmed(database.cluster, slot) >= end)
         (store,) = stores
         assert store.saves[-1][1].flushed_lsn >= end
-        assert len(store.saves) <= 4
+        # Beside the first: once in half a second, and when the server asks for an answer, twice in its 900 ms.
+        seconds = time.monotonic() - store.saves[0][0]
+        assert len(store.saves) <= 3 + seconds / 0.5 + seconds / 0.45
 
 
 async def test_nothing_is_acknowledged_that_was_not_written(

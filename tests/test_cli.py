@@ -23,8 +23,9 @@ SECONDS = 60  # a command takes one; the machine may be busy
 class Cdc:
     """Runs `cdc` in a folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, seconds: float = SECONDS) -> None:
         self.folder = folder
+        self.seconds = seconds  # that a command may take
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith(("CDC_", "PG"))}
         self.environment |= {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
 
@@ -37,7 +38,7 @@ class Cdc:
             input=answer or "",
             capture_output=True,
             text=True,
-            timeout=SECONDS,
+            timeout=self.seconds,
             check=False,
         )
 
@@ -68,7 +69,7 @@ def test_version_and_help_are_told(cdc: Cdc) -> None:
 
     text = cdc("--help")
     assert text.returncode == 0
-    for command in ("init", "check", "run", "demo", "status", "slot", "handlers", "dead-letters"):
+    for command in ("init", "check", "run", "demo", "status", "tail", "slot", "handlers", "dead-letters"):
         assert command in text.stdout
 
 
@@ -91,7 +92,7 @@ def test_init_writes_a_private_file_and_says_what_comes_next(cdc: Cdc) -> None:
     path.write_text("precious")
     refused = cdc("init")
     assert refused.returncode == 2
-    assert "error: cdc.toml is there already" in refused.stderr
+    assert "error[config_exists]: cdc.toml is there already" in refused.stderr
     assert "fix: " in refused.stderr
     assert path.read_text() == "precious"
 
@@ -103,18 +104,80 @@ def test_init_writes_a_private_file_and_says_what_comes_next(cdc: Cdc) -> None:
 
 def test_configuration_errors_are_exit_2_with_every_problem(cdc: Cdc) -> None:
     """No file, an unset variable, several mistakes: readable, on stderr, no traceback."""
-    for command in (["check"], ["run"], ["status", "--json"], ["slot", "show"]):
+    for command in (["check"], ["run"], ["slot", "show"]):
         missing = cdc(*command)
         assert (missing.returncode, missing.stdout) == (2, "")
-        assert missing.stderr.startswith("error: no configuration file cdc.toml")
+        assert missing.stderr.startswith("error[config_missing]: no configuration file cdc.toml")
         assert "cdc init" in missing.stderr
 
     (cdc.folder / "cdc.toml").write_text('[source]\ndsn = "${CDC_NOT_SET}"\nslot = "A B"\n')
-    wrong = cdc("check", "--json")
+    wrong = cdc("check")
     assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith("error[config_invalid]: ")
     assert "environment variable CDC_NOT_SET is not set" in wrong.stderr
     assert "source.slot" in wrong.stderr
     assert "Traceback" not in wrong.stderr
+
+
+def test_a_command_that_was_asked_for_json_also_fails_in_json(cdc: Cdc) -> None:
+    """Code, message, hint and problems on stdout; people find the same on stderr. The next command is asked anew."""
+    (cdc.folder / "cdc.toml").write_text('[source]\ndsn = "${CDC_NOT_SET}"\nslot = "A B"\n')
+
+    failed = cdc("status", "--json")
+
+    assert failed.returncode == 2
+    error = json.loads(failed.stdout)["error"]
+    assert (error["code"], len(error["problems"])) == ("config_invalid", 2)
+    assert error["message"] in failed.stderr
+    assert cdc("status").stdout == ""
+
+
+def test_a_hostile_name_of_a_table_cannot_draw_on_the_terminal(cdc: Cdc, database: Database) -> None:
+    """Newlines, escape codes and markup are shown, not obeyed, and the statement to copy is one line."""
+    database.execute('CREATE TABLE "x\n[red]error\x1b[2J" (a int)')
+    cdc.configure(database.dsn)
+
+    people, programs = cdc("check"), cdc("check", "--json")
+
+    assert not set(people.stdout + programs.stdout) & {"\x1b", "\r"}
+    (line,) = [line for line in people.stdout.splitlines() if "fix: ALTER TABLE" in line and "REPLICA" in line]
+    assert "x\\n[red]error\\x1b[2J" in line
+    found = [one for one in json.loads(programs.stdout)["findings"] if one["code"] == "replica_identity"]
+    assert "x\n[red]error\x1b[2J" in found[0]["message"], "a program gets it as it is, escaped by JSON alone"
+
+
+@pytest.mark.parametrize(
+    ("log_format", "error", "event", "code"),
+    [
+        ("json", "ValueError('row-value')", "service_broken", "service_broken"),
+        ("console", "ValueError('row-value')", "service_broken", "service_broken"),
+        ("json", "SlotMissing('slot x is gone', code='slot_gone', hint='look')", "service_failed", "slot_gone"),
+        ("console", "SlotMissing('slot x is gone', code='slot_gone', hint='look')", "", "slot_gone"),
+        ("json", "psycopg.OperationalError('no route')", "service_failed", "server_unreachable"),
+    ],
+)
+def test_the_last_line_of_a_service_says_why_it_has_ended(
+    cdc: Cdc, log_format: str, error: str, event: str, code: str
+) -> None:
+    """One line in the format of the log, with the code; of an error that nobody expected, its text is left out."""
+    cdc.configure("host=/nowhere", f"[log]\nformat = '{log_format}'\n")
+    (cdc.folder / "broken.py").write_text(
+        "import sys, psycopg, cdc.runner\nfrom cdc.cli import main\nfrom cdc.errors import SlotMissing\n"
+        f"def run(*_, **__):\n    error = {error}\n    raise error\n"
+        "cdc.runner.run = run\nsys.argv = ['cdc', 'run']\nmain()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "broken.py"], cwd=cdc.folder, env=cdc.environment, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 1
+    assert "row-value" not in done.stdout + done.stderr
+    assert f"{event} " in done.stderr or not event or log_format == "json"
+    if log_format == "json":
+        (entry,) = [json.loads(line) for line in done.stderr.splitlines()]
+        assert (entry["event"], entry["code"], entry["level"]) == (event, code, "error")
+    else:
+        assert f"error[{code}]" in done.stderr or f"code={code}" in done.stderr
 
 
 def test_configuration_is_found_by_option_and_variable(cdc: Cdc, database: Database) -> None:
@@ -163,12 +226,14 @@ def test_unreachable_server_is_one_readable_error(cdc: Cdc) -> None:
     for command in (["slot", "show"], ["slot", "create"], ["slot", "drop", "--yes"]):
         result = cdc(*command)
         assert result.returncode == 1
-        assert result.stderr.startswith("error: ")
+        assert result.stderr.startswith("error[")
         assert "Traceback" not in result.stderr
         assert "s3cret" not in result.stderr
     status = cdc("status", "--json")
     assert status.returncode == 1
-    assert "cannot be asked" in json.loads(status.stdout)["problems"][0]
+    told = json.loads(status.stdout)
+    assert "cannot be asked" in told["problems"][0]
+    assert told["problem_codes"] == ["server_unreachable"]
     assert "s3cret" not in status.stdout
 
 
@@ -214,7 +279,7 @@ def test_slot_in_use_is_not_dropped(cdc: Cdc, database: Database) -> None:
 
 
 def test_status_shows_slot_checkpoint_and_callbacks_without_the_service(cdc: Cdc, database: Database) -> None:
-    """What is on disk and in the database can be read at any time."""
+    """What is on disk and in the database can be read at any time; a removed handler is a trouble."""
     cdc.configure(database.dsn)
     database.execute(f"SELECT pg_create_logical_replication_slot('{cdc.slot}', 'wal2json')")
     state = open_state(f"sqlite:///{cdc.folder}/cdc-state.db")
@@ -226,15 +291,57 @@ def test_status_shows_slot_checkpoint_and_callbacks_without_the_service(cdc: Cdc
     result = cdc("status", "--json")
     people = cdc("status")
 
-    assert (result.returncode, people.returncode) == (0, 0)
+    assert (result.returncode, people.returncode) == (1, 1)
     status = json.loads(result.stdout)
     assert status["slot"]["name"] == cdc.slot
     assert (status["checkpoint"]["flushed_lsn"], status["checkpoint"]["last_event_id"]) == ("0/10", 7)
     (callback,) = status["callbacks"]
     assert (callback["name"], callback["state"], callback["settled"]) == ("mine", "removed", "0/10:3")
-    assert (status["live"], status["problems"]) == (None, [])
-    for text in (cdc.slot, "0/10:3", "too many failures", "cdc run"):
+    assert (status["live"], status["problems"]) == (None, ["handler 'mine' is removed"])
+    assert status["problem_codes"] == ["callback_removed"]
+    for text in (cdc.slot, "0/10:3", "too many failures", "cdc run", "problem[callback_removed]: handler 'mine'"):
         assert text in people.stdout
+
+
+def test_run_tells_what_is_wrong_with_all_handlers(cdc: Cdc, database: Database) -> None:
+    """At once, as of all other mistakes in the file; and where to look again."""
+    wrong = '[[handlers]]\nname = "a"\ncallback = "absent:x"\n[[handlers]]\nname = "b"\ncallback = "mine:absent"\n'
+    cdc.configure(database.dsn, wrong)
+
+    result = cdc("run")
+
+    assert result.returncode == 2
+    failed = json.loads(result.stderr.splitlines()[-1])
+    assert [problem.partition(":")[0] for problem in failed["problems"]] == [
+        "handlers[a].callback",
+        "handlers[b].callback",
+    ]
+    assert (failed["code"], failed["error"]) == ("handler_not_loaded", "2 handlers are wrong")
+    assert "cdc check" in failed["hint"]
+
+
+def test_handler_that_is_a_generator_is_a_problem_of_run_and_of_check(cdc: Cdc, database: Database) -> None:
+    """With its name, and together with what is wrong with the others; its repr may hold options."""
+    cdc.configure(
+        database.dsn,
+        '[[handlers]]\nname = "a"\ncallback = "lazy:Lazy"\n[[handlers]]\nname = "b"\ncallback = "mine:absent"\n',
+    )
+    (cdc.folder / "lazy.py").write_text(
+        "class Lazy:\n    def __repr__(self): return 's3cret'\n    def handle(self, event): yield event\n"
+    )
+
+    run, check = cdc("run"), cdc("check", "--json")
+
+    assert (run.returncode, check.returncode) == (2, 1)
+    failed = json.loads(run.stderr.splitlines()[-1])
+    assert [problem.partition(":")[0] for problem in failed["problems"]] == [
+        "handlers[a].callback",
+        "handlers[b].callback",
+    ]
+    assert "leave out the `yield`" in failed["problems"][0]
+    assert "s3cret" not in run.stderr + check.stdout
+    assert failed["code"] == "callback_wrong"
+    assert "handlers[a].callback: " in check.stdout
 
 
 def test_run_without_handlers_is_a_configuration_error(cdc: Cdc, database: Database) -> None:

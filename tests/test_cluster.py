@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from cdc.demo.cluster import Cluster, ClusterError
 from cdc.demo.processes import children, free_port, is_alive, wait_until_gone
 from tests.conftest import Database, OwnCluster, drop_database
 
+SECONDS = 60  # for what ends at once; the machine may be busy
 PEEK = "SELECT data FROM pg_logical_slot_peek_changes('s', NULL, NULL, 'format-version', '2')"
 
 
@@ -130,12 +132,28 @@ def test_start_with_a_setting_the_server_refuses_says_why(own_cluster: OwnCluste
 
 def test_start_takes_another_port_when_the_first_is_taken(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """A port lost to another process between looking and starting costs one attempt, not the start."""
-    free = free_port()
-    offered = iter([cluster.port, free])
-    monkeypatch.setattr(cluster_module, "free_port", lambda: next(offered))
+    offered = [cluster.port]
+
+    def offer() -> int:
+        offered.append(free_port())
+        return offered[-2]
+
+    monkeypatch.setattr(cluster_module, "free_port", offer)
 
     with Cluster() as second:
-        assert second.port == free
+        assert second.port in offered[1:-1]
+
+
+def test_cluster_begins_with_the_files_of_its_template(own_cluster: OwnCluster, initdb: Cluster) -> None:
+    """Instead of initdb's: the same password, and what is written in one is not in the other."""
+    first, second = own_cluster(), own_cluster()
+    first.create_database("of the first")
+
+    assert first.password == second.password == initdb.password
+    for server, databases in ((first, ["of the first", "postgres"]), (second, ["postgres"])):
+        with psycopg.connect(server.dsn(tcp=True)) as connection:
+            query = "SELECT datname FROM pg_database WHERE NOT datistemplate ORDER BY 1"
+            assert [name for (name,) in connection.execute(query)] == databases
 
 
 def test_tcp_asks_for_the_password_and_dsn_knows_it(cluster: Cluster) -> None:
@@ -157,10 +175,8 @@ def test_socket_path_stays_short_in_a_deep_folder(tmp_path: Path) -> None:
     server = Cluster(deep)
     try:
         if os.geteuid() == 0:
-            for parent in (
-                tmp_path,
-                *tmp_path.parents[:2],
-            ):  # pytest's folders are closed to the server's user
+            pytests = [parent for parent in deep.parents if parent.stat().st_mode & 0o777 == 0o700]
+            for parent in pytests:  # closed to the server's user
                 parent.chmod(0o711)
         server.create()
         server.start()
@@ -192,7 +208,7 @@ def test_remove_leaves_no_process_and_no_folder() -> None:
     server.remove()
     server.remove()
 
-    assert wait_until_gone(family) == []
+    assert wait_until_gone(family, SECONDS) == []
     assert not server.folder.exists()
     assert not server.socket_dir.exists()
 
@@ -219,7 +235,7 @@ pid = (cluster.data / "postmaster.pid").read_text().splitlines()[0]
 print(pid, cluster.folder, flush=True)
 {ending}
 """
-    result = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=60)
+    result = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=100)
     pid, folder = result.stdout.split()
     return int(pid), Path(folder)
 
@@ -238,9 +254,9 @@ def test_server_and_folder_go_with_the_process_that_made_them(ending: str) -> No
     """However Python ends, SIGKILL included, no server and no folder stay behind."""
     pid, folder = start_in_a_child(ending)
 
-    assert wait_until_gone([pid]) == []
+    assert wait_until_gone([pid], SECONDS) == []
     guard = [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if is_guard_of(folder, entry)]
-    assert wait_until_gone(guard) == []
+    assert wait_until_gone(guard, SECONDS) == []
     assert not folder.exists()
 
 
@@ -260,7 +276,7 @@ def test_released_cluster_outlives_its_process() -> None:
         assert (folder / "data").is_dir()
     finally:
         os.kill(pid, signal.SIGQUIT)  # PostgreSQL's immediate stop
-        wait_until_gone([pid])
+        assert wait_until_gone([pid], SECONDS) == []
         subprocess.run(["rm", "-rf", folder], check=True)
 
 
@@ -274,15 +290,16 @@ def test_missing_programs_are_named_with_the_way_to_get_them(tmp_path: Path, mon
 
 def test_database_goes_with_its_slot_and_its_walsender(cluster: Cluster) -> None:
     """The `database` fixture's end drops a database although a consumer still streams from its slot."""
-    cluster.create_database("busy")
-    with cluster.connect("busy") as connection:
-        connection.execute("SELECT pg_create_logical_replication_slot('busy', 'wal2json')")
-    consumer = cluster.connect("busy", replication="database")
-    consumer.execute("START_REPLICATION SLOT busy LOGICAL 0/0")
+    name = f"busy_{secrets.token_hex(6)}"
+    cluster.create_database(name)
+    with cluster.connect(name) as connection:
+        connection.execute("SELECT pg_create_logical_replication_slot(%s, 'wal2json')", [name])
+    consumer = cluster.connect(name, replication="database")
+    consumer.execute(f"START_REPLICATION SLOT {name} LOGICAL 0/0".encode())
 
-    drop_database(cluster, "busy")
+    drop_database(cluster, name)
 
     consumer.close()
     with cluster.connect() as connection:
-        assert connection.execute("SELECT 1 FROM pg_replication_slots WHERE slot_name = 'busy'").fetchall() == []
-        assert connection.execute("SELECT 1 FROM pg_database WHERE datname = 'busy'").fetchall() == []
+        assert connection.execute("SELECT 1 FROM pg_replication_slots WHERE slot_name = %s", [name]).fetchall() == []
+        assert connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchall() == []

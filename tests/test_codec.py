@@ -16,20 +16,15 @@ from uuid import UUID
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from psycopg import sql
 from psycopg.types.multirange import Multirange
 from psycopg.types.range import Range
 
-from cdc.callbacks import ColumnView
 from cdc.codec import pack, unpack
-from cdc.events import DatabaseEvent, EventType, FixedRow, Position
-from cdc.lsn import Lsn
+from cdc.columns import ColumnView
+from cdc.events import DatabaseEvent, EventType, FixedRow
 from cdc.values import PostgresValue
 from tests.conftest import Database
-from tests.streaming import streaming
-from tests.test_values import CORPUS, DOMAIN_ARRAYS, SCHEMA
-
-SECRET = "the-secret-value"
+from tests.event_corpus import SECRET, made_events, streamed_events
 
 any_text = st.text(st.characters())  # with lone surrogates
 offsets = st.integers(-86_399, 86_399).map(lambda seconds: timezone(timedelta(seconds=seconds)))
@@ -62,21 +57,7 @@ values = st.recursive(
     max_leaves=8,
 )
 rows = st.dictionaries(keys, values, max_size=5)
-events = st.builds(
-    DatabaseEvent.of,
-    st.sampled_from(EventType),
-    any_text,
-    rows,
-    id=st.integers(0),
-    schema=any_text,
-    record_id=st.none() | any_text,
-    tags=st.lists(any_text),
-    before=st.none() | rows,
-    unchanged=st.frozensets(any_text),
-    timestamp=moments,
-    position=st.builds(Position, st.integers(0, 2**64 - 1).map(Lsn), st.integers(0, 2**63)),
-    transaction_id=st.integers(0, 2**32 - 1),
-)
+events = made_events(any_text, rows, moments)
 
 
 # The machine may be busy with servers.
@@ -311,33 +292,14 @@ def test_any_bytes_give_an_event_or_the_documented_error(event: DatabaseEvent, d
 
 async def test_streamed_rows_of_every_type_come_back(database: Database) -> None:
     """What the service's own loaders make of every type that we know, in inserts, updates and deletes."""
-    corpus = CORPUS | {name: values for name, (_, values) in DOMAIN_ARRAYS.items()}
-    database.execute(SCHEMA)
-    with database.connect() as connection:
-        for number, type_name in enumerate(corpus):
-            table = f"CREATE TABLE t{number} (id int PRIMARY KEY, v {type_name}, secret text)"
-            connection.execute(table.encode())
-            connection.execute(f"ALTER TABLE t{number} REPLICA IDENTITY FULL".encode())
-        async with streaming(database) as stream:
-            for number, literals in enumerate(corpus.values()):
-                with connection.transaction():
-                    for row, literal in enumerate([*literals, None]):
-                        insert = sql.SQL("INSERT INTO {} VALUES ({}, {}, {})")
-                        name = sql.Identifier(f"t{number}")
-                        connection.execute(insert.format(name, row, sql.Literal(literal), SECRET))
-                    connection.execute(f"UPDATE t{number} SET id = -1 WHERE id = 0".encode())
-                    connection.execute(f"DELETE FROM t{number} WHERE id = -1".encode())
-                    connection.execute(f"TRUNCATE t{number}".encode())
-            streamed = await stream.events()
-
-            assert len(streamed) == sum(len(literals) + 4 for literals in corpus.values())
-            for event in streamed:
-                packed = pack(event)
-                assert facts(unpack(packed)) == facts(event)
-                view = ColumnView.of(event, frozenset({"id"}), frozenset({"secret"}))
-                packed = pack(view)
-                assert SECRET.encode() not in packed
-                assert facts(unpack(packed)) == facts(view)
+    async with streamed_events(database) as streamed:
+        for event in streamed:
+            packed = pack(event)
+            assert facts(unpack(packed)) == facts(event)
+            view = ColumnView.of(event, frozenset({"id"}), frozenset({"secret"}))
+            packed = pack(view)
+            assert SECRET.encode() not in packed
+            assert facts(unpack(packed)) == facts(view)
             moved = [event for event in streamed if event.event_type is EventType.UPDATE]
             assert {unpack(pack(event)).row.previous_record_id() for event in moved} == {"0"}
 

@@ -154,6 +154,7 @@ def test_handler_defaults(folder: Path) -> None:
 def test_references_read_environment_and_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each form of reference, in any string, several in one."""
     monkeypatch.setenv("CDC_TEST", "from-environment")
+    monkeypatch.setenv("CDC_FOLDER", str(folder))
     (folder / "secret").write_text("from-file\r\n\n")
 
     config = load(
@@ -171,6 +172,8 @@ default = "${CDC_NOT_SET:-some: default}"
 empty = "${CDC_NOT_SET:-}"
 relative = "${file:secret}"
 both = "${CDC_TEST}+${file:secret}"
+folder = "${file:${CDC_FOLDER}/secret}"
+fallback = "<${file:${CDC_NOT_SET:-.}/secret}>"
 nested = { list = ["${CDC_TEST}"] }
 """,
         )
@@ -185,6 +188,8 @@ nested = { list = ["${CDC_TEST}"] }
         "empty": "",
         "relative": "from-file",
         "both": "from-environment+from-file",
+        "folder": "from-file",
+        "fallback": "<from-file>",
         "nested": {"list": ["from-environment"]},
     }
     assert {type(value) for value in options.values()} == {str, dict}
@@ -267,9 +272,18 @@ def test_relative_paths_start_at_the_files_folder(folder: Path, monkeypatch: pyt
             '[source]\ndsn = "${file:gone}"',
             'source.dsn = "${file:gone}": cannot read the file gone: No such file or directory',
         ),
+        (
+            '[source]\ndsn = "${file:${CDC_NOT_SET:-nowhere}/dsn}"',
+            "cannot read the file ${CDC_NOT_SET:-nowhere}/dsn: No such file or directory",
+        ),
+        ('[source]\ndsn = "${file:${CDC_NOT_SET}/dsn}"', "environment variable CDC_NOT_SET is not set"),
+        ('[source]\ndsn = "${file:${CDC_NOT_SET"', "holds a ${ without its }"),
         ('[source]\ndsn = "${broken"', "holds a ${ without its }"),
         ('[source]\ndsn = "${not a name}"', "is no reference"),
         ('[source]\ndsn = "host=h s3cret"', "source.dsn: is neither a libpq URI nor key=value"),
+        ('[source]\ndsn = "host=h password=my s3cret=x"', "source.dsn: is neither a libpq URI nor key=value"),
+        ('[source]\ndsn = "host=h dbnam=s3cret"', "source.dsn: libpq has no parameter dbnam; did you mean dbname?"),
+        ('[source]\ndsn = "postgresql://h/d?sslmod=s3cret"', "libpq has no parameter sslmod; did you mean sslmode?"),
         ('[source]\ndsn = ""', "source.dsn: must not be empty"),
         (MINIMAL + 'slot = "Upper-Case"', 'source.slot = "Upper-Case": must be 1 to 63 lower-case letters'),
         (MINIMAL + f'slot = "{"x" * 64}"', "must be 1 to 63 lower-case letters"),
@@ -281,7 +295,7 @@ def test_relative_paths_start_at_the_files_folder(folder: Path, monkeypatch: pyt
         (MINIMAL + 'tables = "public.*"', 'source.tables = "public.*": must be a list: ["..."]'),
         (MINIMAL + 'exclude_tables = ["x.y.z"]', "source.exclude_tables[1]"),
         (MINIMAL + 'tabels = ["*.*"]', "source.tabels: unknown key; did you mean tables?"),
-        (MINIMAL + "[qqq]", "qqq: unknown key; known are handlers, http,"),
+        (MINIMAL + "[qqq]", "qqq: unknown key; known are allowed_callbacks, handlers, http,"),
         ('slot = "x"\n' + MINIMAL, "slot: unknown key; it belongs in [source]"),
         (MINIMAL + "[state]\nurl = 'mysql://u:s3cret@h/x'", "state.url: must start with sqlite:/// or postgresql://"),
         (MINIMAL + "[state]\nurl = 'sqlite:///:memory:'", "state.url: must name a file"),

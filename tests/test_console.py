@@ -21,7 +21,7 @@ from cdc.errors import ConfigError
 from cdc.events import DatabaseEvent, EventType, Position
 from cdc.loading import load_callback
 from cdc.lsn import Lsn
-from handlers.console import Console
+from handlers.console import Console, ConsoleOptions
 
 NOON = datetime(2026, 1, 2, 12, 0, 0, 123456, UTC)
 
@@ -29,11 +29,11 @@ PROGRAM = """
 import sys
 from datetime import UTC, datetime
 from cdc import DatabaseEvent
-from handlers.console import Console
+from handlers.console import Console, ConsoleOptions
 
 midnight = datetime(2026, 1, 2, tzinfo=UTC)
 event = DatabaseEvent.of("create", "users", {"name": "Zoë"}, record_id="1", timestamp=midnight)
-console = Console()
+console = Console(ConsoleOptions())
 """
 
 
@@ -45,7 +45,7 @@ def event(event_type: str = "create", payload: dict[str, Any] | None = None, **f
 
 def text(*events: DatabaseEvent, capsys: pytest.CaptureFixture[str], **options: Any) -> str:
     """What a console in text format writes for the events."""
-    Console(format="text", **options).handle_batch(events)
+    Console(ConsoleOptions(format="text", **options)).handle_batch(events)
     return capsys.readouterr().out
 
 
@@ -194,7 +194,7 @@ def test_max_width_smaller_than_anything_keeps_the_head(capsys: pytest.CaptureFi
 def test_json_is_the_whole_event(capsys: pytest.CaptureFixture[str]) -> None:
     """A line per event, what `to_json` gives."""
     events = [event(), event("delete", {"id": 7}, position=Position(Lsn(9), 1))]
-    Console(format="json").handle_batch(events)
+    Console(ConsoleOptions(format="json")).handle_batch(events)
 
     lines = capsys.readouterr().out.splitlines()
 
@@ -204,7 +204,7 @@ def test_json_is_the_whole_event(capsys: pytest.CaptureFixture[str]) -> None:
 def test_json_does_not_command_the_terminal_either(capsys: pytest.CaptureFixture[str]) -> None:
     """What JSON may leave as it is, is escaped all the same, and means the same."""
     evil = "\x7f\x9b31m\u202e\u2028\u2066é漢\u0080\u009f"
-    Console(format="json").handle_batch([event(payload={evil: evil})])
+    Console(ConsoleOptions(format="json")).handle_batch([event(payload={evil: evil})])
 
     line = capsys.readouterr().out
 
@@ -215,7 +215,7 @@ def test_json_does_not_command_the_terminal_either(capsys: pytest.CaptureFixture
 def test_batch_is_written_through_the_descriptor(capfd: pytest.CaptureFixture[str]) -> None:
     """After what the program has printed before, and at once."""
     print("before")
-    Console(format="text").handle_batch([event()] * 3)
+    Console(ConsoleOptions(format="text")).handle_batch([event()] * 3)
 
     first, *others = capfd.readouterr().out.splitlines()
 
@@ -258,7 +258,7 @@ def test_color_can_be_forced(event_type: EventType, capsys: pytest.CaptureFixtur
 def test_stdout_of_another_encoding_loses_nothing() -> None:
     """What the encoding does not have is written as an escape."""
     done = subprocess.run(
-        [sys.executable, "-c", f"{PROGRAM}Console(format='text').handle_batch([event])"],
+        [sys.executable, "-c", f"{PROGRAM}Console(ConsoleOptions(format='text')).handle_batch([event])"],
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
         check=True,
@@ -293,7 +293,7 @@ def test_missing_stdout_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
 
     with pytest.raises(OSError, match="nowhere to write"):
-        Console().handle_batch([event()])
+        Console(ConsoleOptions()).handle_batch([event()])
 
 
 @pytest.mark.parametrize("options", [{"format": "xml"}, {"max_width": -1}, {"max_width": "wide"}, {"colour": True}])

@@ -27,7 +27,7 @@ from cdc.service import Service
 from cdc.session import server_filters
 from cdc.state import open_state
 from cdc.transactions import Selection, TagRule
-from tests.conftest import Database, OwnCluster
+from tests.conftest import Database, OwnCluster, drop_database
 from tests.streaming import streaming
 
 BIG = "(SELECT string_agg(md5(i::text), '') FROM generate_series(1, 400) i)"  # 12,800 bytes: stored outside of the row
@@ -812,8 +812,7 @@ async def test_database_in_latin1(database: Database) -> None:
         assert events[0].payload == {"id": 1, "é": "café", "n": Decimal("1.10")}
         assert events[0].tags == ("café",)
     finally:
-        database.execute(f"SELECT pg_drop_replication_slot('{name}')")
-        database.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        drop_database(database.cluster, name)
 
 
 async def test_settings_of_the_database_do_not_reach_the_values(database: Database) -> None:
@@ -938,7 +937,7 @@ async def test_message_that_cannot_be_decoded_stops_the_service(
             connection.execute(b"INSERT INTO t VALUES (1, 'good'); INSERT INTO t VALUES (2, 'secret\x81')")
         for _ in range(2):
             with pytest.raises(DecodeError) as caught:
-                await asyncio.wait_for(Service(config).run(), 30)
+                await asyncio.wait_for(Service(config).run(), 60)
             error = caught.value
             assert "secret" not in f"{error} {error.excerpt}"
             assert error.lsn > Lsn.parse(before)
@@ -952,5 +951,4 @@ async def test_message_that_cannot_be_decoded_stops_the_service(
         assert delivered.get_nowait().payload == {"id": 1, "v": "good"}
         assert delivered.empty()
     finally:
-        database.execute(f"SELECT pg_drop_replication_slot('{name}')")
-        database.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        drop_database(database.cluster, name)

@@ -7,12 +7,13 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cdc.events import DatabaseEvent, EventType, FixedRow, Kind, Position, Transaction
 from cdc.lsn import Lsn
 
+patiently = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 positions = st.builds(Position, st.integers(0, 2**64 - 1).map(Lsn), st.integers(0, 2**63))
 
 
@@ -45,12 +46,14 @@ def event_of(row: CountingRow) -> DatabaseEvent:
     return DatabaseEvent(3, kind, ("a",), Transaction(16, 7, "2024-02-29 12:00:00.25+05:30"), 2, row)
 
 
+@patiently
 @given(positions)
 def test_position_is_read_back(position: Position) -> None:
     """The idempotency key is the position."""
     assert Position.parse(str(position)) == position
 
 
+@patiently
 @given(positions, positions)
 def test_positions_compare_in_delivery_order(one: Position, other: Position) -> None:
     """First the commit, then the place in it."""

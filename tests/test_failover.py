@@ -46,8 +46,11 @@ class Standby(Cluster):
     def take_slot(self, name: str) -> None:
         """What tools do before PostgreSQL 17: the slot's file of the primary. The standby restarts for it."""
         self.stop()
-        shutil.copytree(self._primary.data / "pg_replslot" / name, self.data / "pg_replslot" / name)
-        for path in (self.data / "pg_replslot" / name, self.data / "pg_replslot" / name / "state"):
+        folder = self.data / "pg_replslot" / name
+        folder.mkdir()
+        # The file alone: the primary puts a whole one in its place by way of another beside it.
+        shutil.copyfile(self._primary.data / "pg_replslot" / name / "state", folder / "state")
+        for path in (folder, folder / "state"):
             self._hand_over(path, 0o700)
         self.start()
 

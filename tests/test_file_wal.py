@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import resource
@@ -22,13 +21,16 @@ from typing import Any
 from zlib import crc32
 
 import pytest
+from structlog.testing import capture_logs
 
 from cdc.config import HandlerConfig
 from cdc.errors import ConfigError
 from cdc.events import DatabaseEvent, Position
+from cdc.exact import load_event
+from cdc.failures import PermanentError
 from cdc.loading import load_callback
 from cdc.lsn import Lsn
-from handlers.file_wal import DamagedLog, FileWal, read
+from handlers.file_wal import DamagedLog, FileWal, FileWalOptions, LogReader, read
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
@@ -38,13 +40,13 @@ from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from cdc import DatabaseEvent, Lsn, Position
-from handlers.file_wal import FileWal
+from handlers.file_wal import FileWal, FileWalOptions
 
 def event(number):
     position, time = Position(Lsn(1000 + number // 3), number % 3 + 1), datetime(2026, 1, 2, tzinfo=UTC)
     return DatabaseEvent.of("create", "t", {"n": number}, id=number, position=position, timestamp=time)
 
-log = FileWal(directory=Path(sys.argv[1]), segment_bytes="32KiB")
+log = FileWal(FileWalOptions(directory=sys.argv[1], segment_bytes="32KiB", compression=sys.argv[3]))
 log.open()
 number = int(sys.argv[2])
 while True:
@@ -83,6 +85,11 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path / "wal"
 
 
+def file_wal(directory: Path, **options: Any) -> FileWal:
+    """The handler, not open."""
+    return FileWal(FileWalOptions(directory=directory, **options))
+
+
 Opened = Callable[..., FileWal]
 
 
@@ -92,7 +99,7 @@ def opened(directory: Path) -> Iterator[Opened]:
     logs: list[FileWal] = []
 
     def open_(**options: Any) -> FileWal:
-        log = FileWal(directory=directory, **options)
+        log = file_wal(directory, **options)
         log.open()
         logs.append(log)
         return log
@@ -104,7 +111,7 @@ def opened(directory: Path) -> Iterator[Opened]:
 
 def write(directory: Path, *batches: Sequence[DatabaseEvent], **options: Any) -> FileWal:
     """A whole run of the handler: open, the batches, close."""
-    log = FileWal(directory=directory, **options)
+    log = file_wal(directory, **options)
     log.open()
     with closing(log):
         for batch in batches:
@@ -145,7 +152,33 @@ def test_line_is_json_with_its_checksum(directory: Path) -> None:
 
     assert line.startswith(b'{"crc32":"')
     assert json.loads(line)["crc32"] == f"{crc32(line[20:]):08x}"
-    assert b"{" + line[20:] == event(1).to_json()
+    assert b"{" + line[20:] == event(1).to_json()[:-1] + b',"types":{}}'
+
+
+def test_values_come_back_in_their_types(directory: Path) -> None:
+    """By `load_event`, which knows the line as it is."""
+    written = event(1, amount=Decimal("1.10"), at=NOON, data=b"\\x00", many=[Decimal("NaN"), None])
+    write(directory, [written])
+
+    got = load_event(files(directory)[0].read_bytes())
+
+    assert repr(got.to_dict()) == repr(written.to_dict())
+
+
+def test_log_of_an_older_version_is_read_and_continued(directory: Path) -> None:
+    """Its lines have no types: values are those of JSON, and events count as written."""
+    directory.mkdir()
+    old = [event(1, amount=Decimal("1.10")), event(2)]
+    lines = [one.to_json()[1:] for one in old]
+    (directory / "0000000001-0000000100000000-0000000002.jsonl").write_bytes(
+        b"".join(b'{"crc32":"%08x",%b\n' % (crc32(line), line) for line in lines)
+    )
+
+    log = write(directory, [*old, event(3)])
+
+    assert numbers(directory) == [1, 2, 3]
+    assert log.duplicates == 2
+    assert [one.payload for one in LogReader([directory])] == [{"n": 1, "amount": "1.10"}, {"n": 2}, {"n": 3}]
 
 
 def test_segment_is_named_after_its_first_event(directory: Path) -> None:
@@ -249,14 +282,14 @@ def test_same_event_twice_in_a_batch_is_written_once(directory: Path) -> None:
     assert numbers(directory) == [1, 2, 3]
 
 
-def test_retried_dead_letter_is_written_late(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_retried_dead_letter_is_written_late(directory: Path) -> None:
     """It stands before the end of the log but is not in it: nobody may take it for written."""
-    with caplog.at_level(logging.WARNING):
+    with capture_logs() as logged:
         log = write(directory, events(1, 2, 7, 8), events(4, 5), events(9), events(5, 4, 9, 1))
 
     assert numbers(directory) == [1, 2, 7, 8, 4, 5, 9]
     assert (log.late, log.duplicates) == (2, 4)
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert [(entry["event"], entry["log_level"]) for entry in logged] == [("event_written_late", "warning")]
     assert write(directory, events(1, 2, 4, 5, 7, 8, 9)).duplicates == 7
 
 
@@ -272,7 +305,7 @@ def test_events_of_another_cluster_are_not_taken_for_written(directory: Path) ->
 
 def test_event_without_a_position_is_refused(opened: Opened) -> None:
     """Made by hand: it could not be told from the next one."""
-    with pytest.raises(ValueError, match="event 5 has no position"):
+    with pytest.raises(PermanentError, match="event 5 has no position"):
         opened().handle_batch([DatabaseEvent.of("create", "t", {}, id=5)])
 
 
@@ -313,11 +346,12 @@ def test_segment_that_goes_while_open_is_no_error(opened: Opened, directory: Pat
 # --- after a crash
 
 
-def test_kill_loses_nothing_settled_and_writes_nothing_twice(directory: Path) -> None:
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_kill_loses_nothing_settled_and_writes_nothing_twice(directory: Path, compression: str) -> None:
     """SIGKILL in a loop of batches, and events delivered again from before what was settled."""
     settled, start = 0, 1
     for round_ in range(8):
-        command = [sys.executable, "-c", WRITER, str(directory), str(start)]
+        command = [sys.executable, "-c", WRITER, str(directory), str(start), compression]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
             assert writer.stdout is not None
             for _ in range(3 + 10 * round_):
@@ -334,7 +368,7 @@ def test_kill_loses_nothing_settled_and_writes_nothing_twice(directory: Path) ->
     assert len(files(directory)) > 8
 
 
-def test_torn_tail_is_cut_off(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_torn_tail_is_cut_off(directory: Path) -> None:
     """Wherever the last line ends, the lines before it stay, and the event comes again."""
     write(directory, events(1, 2, 3))
     (file,) = files(directory)
@@ -344,12 +378,12 @@ def test_torn_tail_is_cut_off(directory: Path, caplog: pytest.LogCaptureFixture)
         file.write_bytes(whole[:-torn])
         assert numbers(directory) == [1, 2]  # a reader takes it for one that is being written
 
-        with caplog.at_level(logging.WARNING):
+        with capture_logs() as logged:
             log = write(directory)
 
         assert numbers(directory) == [1, 2]
         assert log.torn_bytes == last - torn
-        assert f"cut off {last - torn} bytes" in caplog.text
+        assert [(entry["event"], entry["bytes"]) for entry in logged] == [("torn_tail_cut_off", last - torn)]
 
     write(directory, events(2, 3, 4))
     assert numbers(directory) == [1, 2, 3, 4]
@@ -522,7 +556,7 @@ def test_close_after_a_failure_leaves_only_what_is_settled(opened: Opened, direc
 def test_event_that_cannot_be_written_fails_its_batch(opened: Opened, directory: Path) -> None:
     """A value without a JSON form: nothing of the batch is written, and the next batch is."""
     log = opened()
-    with pytest.raises(TypeError):
+    with pytest.raises(PermanentError, match="event 1/0:3 has no JSON form: TypeError"):
         log.handle_batch([event(1), event(2, value=object())])
     log.handle_batch(events(1))
 
@@ -536,7 +570,7 @@ def test_event_that_cannot_be_written_fails_its_batch(opened: Opened, directory:
 def test_second_writer_is_refused(opened: Opened, directory: Path) -> None:
     """Two would each write what the other has; after the first has closed, the second may open."""
     first = opened()
-    second = FileWal(directory=directory)
+    second = file_wal(directory)
     with pytest.raises(RuntimeError, match="another handler writes to"):
         second.open()
 
@@ -549,7 +583,7 @@ def test_open_can_be_tried_again(opened: Opened, directory: Path) -> None:
     """After a failure, and also when it is open already."""
     write(directory, events(1, 2, 3))
     damage(files(directory)[0], 0)
-    log = FileWal(directory=directory)
+    log = file_wal(directory)
     with closing(log):
         for _ in range(2):
             with pytest.raises(DamagedLog):
@@ -576,10 +610,12 @@ def test_closed_log_takes_nothing(opened: Opened) -> None:
     ("options", "problem"),
     [
         ({}, "options.directory: is missing"),
-        ({"directory": "w", "segment_bytes": "lots"}, "options.segment_bytes: .*'lots' is not a size such as 64MiB"),
-        ({"directory": "w", "segment_bytes": -1}, "options.segment_bytes: .*-1 is not a size"),
-        ({"directory": "w", "segment_seconds": 0}, "segment_seconds: 0.0 is not more than 0"),
+        ({"directory": "w", "segment_bytes": "lots"}, "options.segment_bytes: not a size such as 64MiB"),
+        ({"directory": "w", "segment_bytes": -1}, "options.segment_bytes: not a size"),
+        ({"directory": "w", "segment_seconds": 0}, "options.segment_seconds: must be more than 0"),
         ({"directory": "w", "fsync": "perhaps"}, "options.fsync: "),
+        ({"directory": "w", "compression": "gzip"}, "options.compression: .*'zstd'"),
+        ({"directory": "w", "compression_level": 20}, "options.compression_level: .*19"),
         ({"directory": "w", "compress": True}, "options.compress: .* has no such option"),
     ],
 )

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from decimal import Decimal
+from importlib.metadata import entry_points, packages_distributions, requires
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 from cdc.config import HandlerConfig
 from cdc.errors import ConfigError
-from cdc.loading import load_callback
+from cdc.loading import ENTRY_POINTS, load_callback
 
 MODULE = """
 from __future__ import annotations
@@ -271,3 +275,94 @@ def test_built_in_is_found_by_its_short_name(load: Load, folder: Path) -> None:
 
     assert load("short", table="users").given["table"] == "users"
     assert "short" in problems(load, "long")[0]
+
+
+def declare(folder: Path, entry: str, *extras: str) -> None:
+    """A distribution in the folder that declares a handler."""
+    info = folder / "extra-1.0.dist-info"
+    info.mkdir()
+    lines = ["Metadata-Version: 2.1", "Name: extra", "Version: 1.0", *(f"Provides-Extra: {extra}" for extra in extras)]
+    (info / "METADATA").write_text("\n".join(lines) + "\n")
+    (info / "entry_points.txt").write_text(f"[walsignal.handlers]\n{entry}\n")
+
+
+@pytest.mark.parametrize(
+    "text", ["import not_installed.part", "class X:\n    def __init__(self): import not_installed"]
+)
+def test_built_in_whose_library_is_missing_tells_what_installs_it(load: Load, folder: Path, text: str) -> None:
+    """At import or when it is made; the extra bears the short name, however the metadata spells it."""
+    (folder / "needy.py").write_text(text)
+    declare(folder, "my_queue = needy:X", "my-queue")
+
+    assert problems(load, "my_queue") == (
+        "handlers[audit].callback: my_queue needs not_installed: pip install 'extra[my_queue]'",
+    )
+
+
+def test_built_in_without_an_extra_tells_the_missing_module(load: Load, folder: Path) -> None:
+    """Nobody is sent to an extra that is not there."""
+    (folder / "needy.py").write_text("import not_installed")
+    declare(folder, "my_queue = needy:X", "other")
+
+    assert "No module named 'not_installed'; install it" in problems(load, "my_queue")[0]
+
+
+def libraries() -> dict[str, list[str]]:
+    """Short name of a built-in → top-level modules of what its extra installs."""
+    modules: dict[str, list[str]] = {}
+    for module, distributions in packages_distributions().items():
+        for distribution in distributions:
+            modules.setdefault(distribution.lower().replace("_", "-"), []).append(module)
+    found: dict[str, list[str]] = {}
+    for requirement in map(Requirement, requires("walsignal") or []):
+        for entry in entry_points(group=ENTRY_POINTS):
+            if requirement.marker is not None and requirement.marker.evaluate({"extra": entry.name}):
+                found.setdefault(entry.name, []).extend(modules[requirement.name.lower().replace("_", "-")])
+    return found
+
+
+LIBRARIES = libraries()
+IMPORTED_LATER = {"file_wal", "search_index"}  # what they import depends on their options
+IMPORTED_AT_ONCE = sorted(
+    name
+    for name in LIBRARIES.keys() - IMPORTED_LATER
+    if find_spec(next(iter(entry_points(group=ENTRY_POINTS, name=name))).module)
+)
+WITHOUT = """
+import sys
+from pathlib import Path
+
+name, *missing = sys.argv[1:]
+
+class Missing:
+    def find_spec(self, module, path=None, target=None):
+        if module.partition(".")[0] in missing:
+            raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+sys.meta_path.insert(0, Missing())
+from cdc import ConfigError
+from cdc.config import HandlerConfig
+from cdc.loading import load_callback
+
+try:
+    load_callback(HandlerConfig(callback=name, name="h"), Path())
+except ConfigError as error:
+    print(*error.problems)
+"""
+
+
+@pytest.mark.parametrize("name", IMPORTED_AT_ONCE)
+def test_handler_of_ours_without_its_extra_tells_how_to_install_it(name: str) -> None:
+    """In a Python that does not have the extra's libraries; the name is typed as it stands in the file."""
+    command = [sys.executable, "-c", WITHOUT, name, *LIBRARIES[name]]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    assert told.startswith(f"handlers[h].callback: {name} needs ")
+    assert told.endswith(f": pip install 'walsignal[{name}]'")
+
+
+def test_every_extra_belongs_to_a_handler() -> None:
+    """An extra has the short name of the handler that needs it."""
+    short_names = {entry.name for entry in entry_points(group=ENTRY_POINTS)}
+
+    assert {"audit_log", "file_wal", "nats"} <= LIBRARIES.keys() <= short_names

@@ -5,65 +5,87 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
-from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from cdc.events import DatabaseEvent, EventType, Kind
-from cdc.metrics import Families, ServiceCollector, render
+from cdc.exposition import Family
+from cdc.families import FAMILIES
+from cdc.metrics import MAX_LABELS, ServiceCollector
+from cdc.registry import Tally
+from cdc.rendering import Families, render
 from cdc.service import Service
 from cdc.transactions import Assembler, Selection
 from tests.conftest import Database
+from tests.scraping import Samples, of, samples, scrape
 from tests.waiting import Running, eventually, make_config, running
 
-Samples = dict[tuple[str, ...], float]
+# Of the design, word by word: what dashboards and alerts of others are made of.
+DESIGN = [
+    "events_total{table,event_type}",
+    "events_filtered_total{reason}",
+    "received_bytes_total",
+    "transactions_total",
+    "connected",
+    "reconnects_total{reason}",
+    "last_message_timestamp_seconds",
+    "lag_seconds",
+    "lag_bytes",
+    "received_lsn",
+    "flushed_lsn",
+    "slot_retained_bytes",
+    "slot_safe_wal_bytes",
+    "slot_wal_status{status}",
+    "queued_events",
+    "queued_bytes",
+    "queue_limit_events",
+    "queue_limit_bytes",
+    "callbacks",
+    "callback_seconds{callback}",
+    "callback_events_total{callback,outcome}",
+    "callback_retries_total{callback}",
+    "callback_consecutive_failures{callback}",
+    "callback_up{callback}",
+    "callbacks_removed_total{reason}",
+    "callback_holdback_bytes{callback}",
+    "callback_holdback_seconds{callback}",
+    "dead_letters{callback,state}",
+    "checkpoint_seconds",
+    "checkpoints_total",
+    "unchanged_toast_total{table}",
+    "missing_replica_identity_total{table}",
+    "event_loop_blocked_seconds_total",
+]
 
-NAMES = {
-    "events_total events_filtered_total received_bytes_total transactions_total connected reconnects_total",
-    "last_message_timestamp_seconds lag_seconds lag_bytes received_lsn flushed_lsn slot_retained_bytes",
-    "slot_safe_wal_bytes slot_wal_status slot_seconds_to_invalidation slot_invalidated",
-    "dead_letters queued_events queued_bytes queue_limit_events queue_limit_bytes callback_retries_total",
-    "callbacks callback_seconds callback_events_total callback_consecutive_failures callback_up",
-    "callbacks_removed_total callback_holdback_bytes callback_holdback_seconds checkpoint_seconds",
-    "checkpoints_total missing_replica_identity_total event_loop_blocked_seconds_total build_info",
-}
+
+def signature(family: Family) -> str:
+    """As the design writes it."""
+    name = family.sample_name.removeprefix("cdc_")
+    return f"{name}{{{','.join(family.labels)}}}" if family.labels else name
 
 
-def samples(text: str) -> Samples:
-    """(name, label values in order of their names) → value; a series that occurs twice fails."""
-    found: Samples = {}
-    for family in parse_text(text):
-        for sample in family.samples:
-            key = (sample.name, *(value for _, value in sorted(sample.labels.items())))
-            assert key not in found
-            found[key] = sample.value
-    return found
-
-
-async def scrape(run: Running) -> Samples:
-    """The metrics of a running service."""
-    status, text = await run.get("/metrics")
-    assert status == 200
-    return samples(text)
-
-
-def of(service: Service) -> Samples:
-    """The metrics of a service that does not run."""
-    body, _ = render(Families(ServiceCollector(service).collect()), "")
-    return samples(body.decode())
+def slot_is_known(run: Running) -> bool:
+    """Whether the monitor has looked at the whole slot: while it is being made it is there, and has no positions."""
+    slot = run.service.monitor.slot
+    return slot is not None and slot.confirmed_flush_lsn is not None and slot.restart_lsn is not None
 
 
 async def test_counters_equal_what_was_delivered(database: Database, tmp_path: Path) -> None:
     """Of a known workload every event is counted once, by table and type, and each transaction once."""
-    database.execute("CREATE TABLE a (id int PRIMARY KEY, n int); CREATE TABLE b (id int PRIMARY KEY)")
+    for table in ("a (id int PRIMARY KEY, n int)", "b (id int PRIMARY KEY)"):
+        # Autovacuum's transactions would be counted, too.
+        database.execute(f"CREATE TABLE {table}")
     async with running(make_config(database.dsn, tmp_path)) as run:
         database.execute("INSERT INTO a SELECT n, 0 FROM generate_series(1, 1000) n")
         database.execute("UPDATE a SET n = 1 WHERE id <= 300")
         database.execute("DELETE FROM a WHERE id > 900; INSERT INTO b VALUES (1), (2)")
 
         async def is_counted() -> bool:
-            return (await scrape(run))["cdc_callback_events_total", "audit", "ok"] == 1402
+            found = await scrape(run)
+            # The last commit is read after the event before it.
+            return found["cdc_callback_events_total", "audit", "ok"] == 1402 and found["cdc_transactions_total",] == 3
 
-        await eventually(is_counted)
+        await eventually(is_counted, timeout=30)
         found = await scrape(run)
         seen = Counter((event.event_type.value, event.kind.table) for event in run.callbacks.seen)
 
@@ -77,14 +99,39 @@ async def test_counters_equal_what_was_delivered(database: Database, tmp_path: P
     assert found["cdc_checkpoints_total",] == found["cdc_checkpoint_seconds_count",] > 0
 
 
-async def test_every_name_of_the_design_is_there(database: Database, tmp_path: Path) -> None:
-    """Names are what dashboards are made of: those of the design, as far as the parts exist, and no others."""
-    async with running(make_config(database.dsn, tmp_path)) as run:
-        _, text = await run.get("/metrics")
+def test_every_metric_of_the_design_is_there() -> None:
+    """Names and labels are what dashboards are made of."""
+    assert set(DESIGN) - {signature(family) for family in FAMILIES} == set()
 
-    named = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE cdc_")}
-    assert named == {f"cdc_{name}" for line in NAMES for name in line.split()}
+
+async def test_every_family_is_shown_with_its_type_and_labels(database: Database, tmp_path: Path) -> None:
+    """What the reference lists a scrape shows, and no others; both formats agree with it."""
+    database.execute("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (n int)")
+    async with running(make_config(database.dsn, tmp_path)) as run:
+        database.execute("INSERT INTO a VALUES (1); INSERT INTO b VALUES (1); UPDATE b SET n = 2")
+        await eventually(lambda: len(run.callbacks.seen) == 2)
+        await eventually(lambda: run.service.missing_identity.total() == 1)
+        await eventually(lambda: slot_is_known(run))
+        _, text = await run.get("/metrics")
+        _, open_text = await run.get("/metrics", Accept="application/openmetrics-text; version=1.0.0")
+
+    shown = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE cdc_")}
+    assert shown == {family.sample_name for family in FAMILIES}
     assert "process_resident_memory_bytes" in text
+    parsed = {family.name: family for family in parse_openmetrics(open_text)}  # type: ignore[no-untyped-call]
+    for family in FAMILIES:
+        found = parsed[family.full_name]
+        assert (found.type, found.unit, found.documentation) == (family.kind.value, family.unit, family.text)
+        assert {frozenset(sample.labels) - {"le"} for sample in found.samples} <= {frozenset(family.labels)}
+    # Without a sample is only what does not occur here.
+    silent = {family.name for family in FAMILIES if not parsed[family.full_name].samples}
+    assert silent == {
+        "slot_safe_wal_bytes",
+        "slot_seconds_to_invalidation",
+        "unchanged_toast",
+        "reload_successful",
+        "reload_timestamp_seconds",
+    }
 
 
 async def test_lag_is_the_age_of_what_a_callback_holds(database: Database, tmp_path: Path) -> None:
@@ -96,30 +143,31 @@ async def test_lag_is_the_age_of_what_a_callback_holds(database: Database, tmp_p
 
         async def is_held() -> bool:
             found = await scrape(run)
-            return found["cdc_callback_holdback_seconds", "audit"] > 0.3
+            is_whole = found["cdc_received_lsn",] > found["cdc_flushed_lsn",]  # its commit was read, too
+            return is_whole and found["cdc_callback_holdback_seconds", "audit"] > 0.3
 
         await eventually(is_held)
         held = await scrape(run)
         run.callbacks.gate.set()
 
-        async def is_settled() -> bool:
-            found = await scrape(run)
-            return found["cdc_lag_seconds",] == 0 and found["cdc_flushed_lsn",] > held["cdc_flushed_lsn",]
+        settled: Samples = {}
 
-        await eventually(is_settled)
-        settled = await scrape(run)
+        async def is_settled() -> bool:
+            settled.update(await scrape(run))
+            return settled["cdc_lag_seconds",] == 0 and settled["cdc_flushed_lsn",] >= held["cdc_received_lsn",]
+
+        await eventually(is_settled, timeout=30)
 
     assert held["cdc_lag_seconds",] >= held["cdc_callback_holdback_seconds", "audit"] > 0.3
     assert held["cdc_lag_bytes",] >= held["cdc_callback_holdback_bytes", "audit"] > 0
     assert held["cdc_received_lsn",] > held["cdc_flushed_lsn",]
     assert settled["cdc_callback_holdback_bytes", "audit"] == 0
-    assert settled["cdc_flushed_lsn",] >= held["cdc_received_lsn",]
 
 
 async def test_slot_figures_are_those_of_the_server(database: Database, tmp_path: Path) -> None:
     """The slot's status is one of four, and what it retains is known soon after the start."""
     async with running(make_config(database.dsn, tmp_path)) as run:
-        await eventually(lambda: run.service.monitor.slot is not None)
+        await eventually(lambda: slot_is_known(run))
         found = await scrape(run)
 
     status = {key[1]: value for key, value in found.items() if key[0] == "cdc_slot_wal_status"}
@@ -175,7 +223,7 @@ async def test_a_removed_handler_is_seen(database: Database, tmp_path: Path) -> 
                 and found["cdc_callback_events_total", "good", "ok"] == 10
             )
 
-        await eventually(is_done)
+        await eventually(is_done, timeout=30)  # six waits before another attempt are in it
         found = await scrape(run)
 
     assert found["cdc_callback_events_total", "bad", "failed"] == 3
@@ -259,12 +307,14 @@ async def test_tables_beyond_the_bound_share_a_label(tmp_path: Path) -> None:
     service.assembler = Assembler(Selection(tables=service._selection.tables))
     service.assembler.counts.update(Kind(EventType.CREATE, "public", f"t{n}") for n in range(1200))
     service.missing_identity.update(f"public.t{n}" for n in range(1200))
+    service.unchanged.counts.update(f"public.t{n}" for n in range(1200))
     found = of(service)
 
     events = {key[2]: value for key, value in found.items() if key[0] == "cdc_events_total"}
     missing = {key[1]: value for key, value in found.items() if key[0] == "cdc_missing_replica_identity_total"}
-    assert len(events) == len(missing) == 1001
-    assert events["_other"] == missing["_other"] == 200
+    unchanged = {key[1]: value for key, value in found.items() if key[0] == "cdc_unchanged_toast_total"}
+    assert len(events) == len(missing) == len(unchanged) == MAX_LABELS + 1
+    assert events["_other"] == missing["_other"] == unchanged["_other"] == 200
     assert events["public.t999"] == 1
 
 
@@ -275,3 +325,38 @@ async def test_tables_whose_names_read_alike_share_a_series(tmp_path: Path) -> N
     service.assembler.counts.update([Kind(EventType.CREATE, "a.b", "c"), Kind(EventType.CREATE, "a", "b.c")])
 
     assert of(service)["cdc_events_total", "create", "a.b.c"] == 2
+
+
+async def test_callbacks_beyond_the_bound_share_a_label(tmp_path: Path) -> None:
+    """The first thousand names keep theirs for good: none moves to the shared one or from it, so no counter falls."""
+    service = Service(make_config("postgresql:///none", tmp_path, signal={"max_callbacks": 3000}))
+    collector = ServiceCollector(service)
+
+    def outcomes() -> dict[str, float]:
+        found = samples(render(Families(collector.collect()), "")[0].decode())
+        return {key[1]: value for key, value in found.items() if key[0] == "cdc_callback_events_total" and value}
+
+    handles = [service.manager.add_callback(lambda _event: None, name=f"c{n}") for n in range(MAX_LABELS + 5)]
+    for registration in service.manager.registry:
+        registration.outcomes["ok"] = 1
+    before = outcomes()
+    await handles[0].unsubscribe()
+    await handles[-1].unsubscribe()
+    await service.manager.clean_up()
+    service.manager.add_callback(lambda _event: None, name=f"c{MAX_LABELS + 4}")
+    service.manager.add_callback(lambda _event: None, name="late")
+    after = outcomes()
+    await service.manager.shutdown()
+
+    assert len(before) == MAX_LABELS + 1
+    assert before["_other"] == 5
+    assert after == before
+
+
+@pytest.mark.parametrize("name", ["public.users", "_other"])
+async def test_a_callback_that_is_gone_is_shown_whatever_it_was_called(tmp_path: Path, name: str) -> None:
+    """Also like the shared label, or a table: no series occurs twice."""
+    service = Service(make_config("postgresql:///none", tmp_path))
+    service.manager.registry.retired[name] = Tally(retries=3)
+
+    assert of(service)["cdc_callback_retries_total", name] == 3

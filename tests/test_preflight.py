@@ -4,23 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote_plus
 
 import psycopg
 import pytest
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from cdc.config import Config, HandlerConfig, HttpConfig, SourceConfig, StateConfig
+from cdc.demo.cluster import Cluster
+from cdc.demo.processes import free_port
 from cdc.events import Position
 from cdc.lsn import Lsn
-from cdc.preflight import Finding, Severity, check, plugins, server
-from cdc.preflight.connections import try_plugin
+from cdc.preflight import Finding, Severity, check, connections, is_running, plugins, server
+from cdc.preflight.connections import Trial, try_plugin
 from cdc.state import Checkpoint, Source, open_state
 from tests.conftest import Database, OwnCluster
+from tests.running import wait_until
+from tests.waiting import eventually, make_config, running
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that stands still for some seconds is not one that waits for a transaction."""
+    monkeypatch.setattr(connections, "PLUGIN_SECONDS", 30.0)
+
+
+def trial_is_gone(cluster: Cluster) -> None:
+    """Wait until the server has taken notice of the end of the last check: its walsender goes, and its slot with it."""
+    gone = (
+        "SELECT NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name LIKE 'cdc_check%')"
+        " AND NOT EXISTS (SELECT FROM pg_stat_activity"
+        " WHERE backend_type = 'walsender' AND application_name = 'cdc check')"
+    )
+    with cluster.connect() as connection:
+        wait_until(lambda: connection.execute(gone.encode()).fetchone() == (True,), what="the trial's slot is gone")
 
 
 def settings(dsn: str, folder: Path, **source: Any) -> Config:
@@ -49,16 +73,39 @@ def warnings(findings: Sequence[Finding]) -> set[str]:
     return {finding.code for finding in findings if finding.severity is Severity.WARNING}
 
 
+@contextmanager
+def role_of(database: Database, rights: str) -> Iterator[str]:
+    """The DSN of a role that goes after the block."""
+    name = f"role_{secrets.token_hex(6)}"
+    database.execute(f"CREATE ROLE {name} {rights}")
+    try:
+        yield database.cluster.dsn(database.name, user=name)
+    finally:
+        database.execute(f"DROP ROLE {name}")
+
+
 async def test_fit_server_has_no_errors_and_keeps_no_slot(database: Database, tmp_path: Path) -> None:
     """All is looked at, nothing is changed: the slot of the trial is gone."""
     database.execute("CREATE TABLE t (id int PRIMARY KEY)")
 
-    findings = await check(settings(database.dsn, tmp_path))
+    with role_of(database, "LOGIN REPLICATION") as dsn:
+        findings = await check(settings(dsn, tmp_path))
 
     assert errors(findings) == set()
-    expected = {"wal_level", "server_encoding", "role", "plugin", "slot", "tables", "handler", "state_folder"}
+    expected = {
+        "wal_level",
+        "server_encoding",
+        "role",
+        "plugin",
+        "plugin_version",
+        "tls",
+        "slot",
+        "tables",
+        "handler",
+        "state_folder",
+    }
     assert expected <= {finding.code for finding in findings if finding.severity is Severity.OK}
-    assert database.execute("SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'cdc%'") == [(0,)]
+    trial_is_gone(database.cluster)
     assert not (tmp_path / "state.db").exists()
 
 
@@ -101,6 +148,7 @@ async def test_wal_level_replica_is_an_error_and_the_statement_mends_it(
     cluster.restart()
     assert errors(await check(settings(cluster.dsn(), tmp_path))) == set()
 
+    trial_is_gone(cluster)
     with cluster.connect() as connection:
         connection.execute("SELECT pg_create_physical_replication_slot('taken')")
     full = await check(settings(cluster.dsn(), tmp_path))
@@ -137,9 +185,9 @@ async def test_plugin_that_the_server_lacks_is_told_with_the_package(database: D
     objection = await try_plugin(dsn, "no_such_plugin")
     facts = server.Server(150018, "cdc", True, True, False, 0, 0, {})
 
-    finding = plugins.judge_answer("no_such_plugin", objection, facts)
+    (finding,) = plugins.judge_answer("no_such_plugin", objection, facts)
 
-    assert objection is not None
+    assert objection.objection is not None
     assert finding.severity is Severity.ERROR
     assert "postgresql-15-wal2json" in finding.fix
 
@@ -176,7 +224,9 @@ def test_refused_plugin_is_mended_in_the_list() -> None:
     objection = Refused('library "wal2json" may not be used as an output plugin')
     facts = server.Server(150020, "cdc", True, True, False, 0, 0, {"output_plugin_libraries": "pgoutput"})
 
-    assert "pgoutput, wal2json" in plugins.judge_answer("wal2json", objection, facts).fix
+    (finding,) = plugins.judge_answer("wal2json", Trial(objection), facts)
+
+    assert "pgoutput, wal2json" in finding.fix
 
 
 @pytest.mark.parametrize(
@@ -209,7 +259,7 @@ async def test_encoding_other_than_utf8_is_told(
     try:
         findings = await check(settings(database.cluster.dsn(name), tmp_path))
     finally:
-        database.execute(f"DROP DATABASE {name}")
+        database.execute(f"DROP DATABASE {name} WITH (FORCE)")  # the check's sessions may not have ended yet
 
     assert found(findings, "server_encoding").severity is severity
 
@@ -389,6 +439,25 @@ async def test_damaged_state_is_an_error(database: Database, tmp_path: Path) -> 
     assert errors(await check(settings(f"host={tmp_path}", tmp_path))) == {"state", "unreachable"}
 
 
+async def test_state_in_postgresql_that_is_not_there_yet_is_well_if_it_can_be_made(
+    database: Database, tmp_path: Path
+) -> None:
+    """As with a file, the first `cdc run` makes it; a role that may not is told what to run, and that mends it."""
+    with role_of(database, "LOGIN REPLICATION") as dsn:
+        name = str(conninfo_to_dict(dsn)["user"])
+        url = f"postgresql://{name}@/{database.name}?host={quote_plus(str(database.cluster.socket_dir))}"
+        url += f"&port={database.cluster.port}"
+        config = settings(dsn, tmp_path).model_copy(update={"state": StateConfig(url=url)})
+        refused = found(await check(config), "state")
+        assert refused.severity is Severity.ERROR
+        database.execute(refused.fix.partition("run: ")[2])
+        findings = await check(config)
+        database.execute(f"DROP OWNED BY {name}")
+
+    assert "state" not in errors(findings)
+    assert "no state yet" in found(findings, "checkpoint").message
+
+
 async def test_folder_of_the_state_must_be_there_and_writable(tmp_path: Path) -> None:
     """With the command that makes it so."""
     config = settings(f"host={tmp_path}", tmp_path / "gone")
@@ -402,13 +471,36 @@ async def test_folder_of_the_state_must_be_there_and_writable(tmp_path: Path) ->
 
 async def test_taken_port_is_an_error(tmp_path: Path) -> None:
     """Somebody else listens there."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server(("127.0.0.1", free_port())) as listener:  # no outgoing connection takes it later
         http = HttpConfig(port=listener.getsockname()[1])
         config = settings(f"host={tmp_path}", tmp_path).model_copy(update={"http": http})
         taken = found(await check(config), "http_port")
     free = found(await check(config), "http_port")
 
     assert (taken.severity, free.severity) == (Severity.ERROR, Severity.OK)
+
+
+async def test_port_of_the_running_service_is_known_as_its_own(database: Database, tmp_path: Path) -> None:
+    """A check beside it warns of no port; one for another slot, or for a server elsewhere, has an error."""
+    async with running(make_config(database.dsn, tmp_path)) as run:
+        await eventually(lambda: run.service.monitor.slot is not None)
+        assert run.server.port is not None
+        http = HttpConfig(port=run.server.port)
+        config = run.service.config.model_copy(update={"http": http})
+        slot = config.source.slot
+        own = await check(config)
+        taken = {"http": http}
+        another = await check(settings(database.dsn, tmp_path, slot="another").model_copy(update=taken))
+        namesake = await check(settings(f"host={tmp_path}", tmp_path, slot=slot).model_copy(update=taken))
+
+    where = f"127.0.0.1:{http.port}"
+    assert found(own, "http_port") == Finding(Severity.OK, "http_port", f"{where} is the running service's own")
+    assert is_running(own)
+    assert not is_running(another)
+    for findings in (another, namesake):
+        finding = found(findings, "http_port")
+        assert finding.severity is Severity.ERROR
+        assert finding.message == f"{where} is taken by another service, which reads a slot {slot}"
 
 
 async def test_handlers_are_loaded_and_each_problem_told(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_a_bounded_read_says_whether_there_may_be_more(
     rows = 40
     database.execute(f"INSERT INTO items SELECT i, 'x' FROM generate_series(1, {rows}) i")
     payloads: list[bytes] = []
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while len(payloads) < rows + 2:  # begin and commit
         assert time.monotonic() < deadline
         before = len(payloads)
@@ -77,7 +77,7 @@ async def test_a_stopped_pump_reads_no_other_stream(database: Database, session:
         pump = make_pump(session, manager)
         pump.stop()
         database.execute("INSERT INTO items VALUES (1)")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await pump.run(session.stream, session.decoder)
         assert manager.get_stats().events_emitted == 0
 
@@ -92,8 +92,8 @@ async def test_a_connection_found_dead_by_the_feedback_costs_no_other_socket(
         await asyncio.sleep(0)  # it has its reader
         await asyncio.sleep(0)
         # From here on the loop does not run until the connection is dead and its number taken.
-        database.execute(f"SELECT pg_terminate_backend({stream.backend_pid}, 5000)")
-        deadline = time.monotonic() + 5
+        database.execute(f"SELECT pg_terminate_backend({stream.backend_pid}, 30000)")
+        deadline = time.monotonic() + 30
         while not stream._closed.is_set():
             assert time.monotonic() < deadline
             stream.send_status()
@@ -104,7 +104,7 @@ async def test_a_connection_found_dead_by_the_feedback_costs_no_other_socket(
             loop.add_reader(one, heard.append, one.fileno())
             other.send(b"x")
         with pytest.raises(StreamLost):
-            async with asyncio.timeout(3):
+            async with asyncio.timeout(30):
                 await pumping
         await eventually(lambda: set(heard) == {one.fileno() for one, _ in pairs})
         for one, other in pairs:
@@ -121,14 +121,15 @@ async def test_the_end_of_the_connection_is_met_at_once(database: Database, sess
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         database.execute("INSERT INTO items SELECT i, 'x' FROM generate_series(1, 100) i")
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while database.execute(
             f"SELECT sent_lsn >= pg_current_wal_lsn() FROM pg_stat_replication WHERE pid = {session.stream.backend_pid}"
         ) != [(True,)]:
             assert time.monotonic() < deadline
-        database.execute(f"SELECT pg_terminate_backend({session.stream.backend_pid}, 5000)")
+        database.execute(f"SELECT pg_terminate_backend({session.stream.backend_pid}, 30000)")
         with pytest.raises(StreamLost) as caught:
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(30):
                 await pumping
+        # The server's own word was read; the feedback, which would find the connection dead later, has no reason.
         assert caught.value.reason == "57P01"
         assert manager.get_stats().events_emitted == 100

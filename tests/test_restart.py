@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 import threading
-import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -27,6 +28,8 @@ from tests.running import (
 )
 
 ITEMS = "CREATE TABLE items (id bigint PRIMARY KEY, note text)"
+ROWS = 2000
+"""Of a transaction that slow callbacks are in the midst of: they would need twenty seconds at least for all of it."""
 
 
 @pytest.fixture(scope="module")
@@ -150,27 +153,30 @@ def test_a_clean_stop_under_load_delivers_nothing_twice(items: Database, tmp_pat
 
 def test_a_stop_inside_a_large_transaction_resumes_at_the_event(items: Database, tmp_path: Path) -> None:
     """Two slow callbacks at different positions, a drain deadline that passes: neither gets an event twice."""
-    handlers = {
+    handlers: dict[str, dict[str, Any]] = {
         "slow": {"callback": "records:Record", "options": {"seconds": 0.01}},
         "slower": {"callback": "records:Record", "options": {"seconds": 0.025}},
         "quick": {"callback": "records:Record"},
     }
     with child(tmp_path, items.dsn, handlers, signal={"drain_timeout_seconds": 0.5}) as service:
         service.start()
-        items.execute("INSERT INTO items SELECT i, 'n' FROM generate_series(1, 200) i")
-        service.wait_for_lines(10, "slower")
+        items.execute(f"INSERT INTO items SELECT i, 'n' FROM generate_series(1, {ROWS}) i")
+        wait_until(lambda: len(service.lines("slow")) > len(service.lines("slower")) >= 10)
         service.stop()
-        assert len(service.lines("slower")) < len(service.lines("slow")) < 200
+        assert len(service.lines("slower")) < len(service.lines("slow")) < ROWS
         commit = service.lines("quick")[0].position.commit_lsn
         assert confirmed(items.cluster, service.slot) < commit
+        for name in ("slow", "slower"):
+            service._handlers[name]["options"]["seconds"] = 0
+        service.write()
         service.start()
         for name in handlers:
-            lines = service.wait_for_lines(200, name)
+            lines = service.wait_for_lines(ROWS, name)
             assert_once_in_order(lines)
-            assert [line.record_id for line in lines] == [str(number) for number in range(1, 201)]
+            assert [line.record_id for line in lines] == [str(number) for number in range(1, ROWS + 1)]
         wait_until(lambda: confirmed(items.cluster, service.slot) >= commit)
         service.stop()
-        assert {len(service.lines(name)) for name in handlers} == {200}
+        assert {len(service.lines(name)) for name in handlers} == {ROWS}
 
 
 def test_a_stop_with_the_reader_held_back_loses_nothing(items: Database, tmp_path: Path) -> None:
@@ -198,16 +204,28 @@ def test_killed_inside_a_transaction_all_of_it_arrives(items: Database, tmp_path
     with child(tmp_path, items.dsn, handlers) as service:
         service.start()
         with items.connect() as connection, connection.cursor().copy("COPY items FROM STDIN") as copy:
-            for number in range(300):
+            for number in range(ROWS):
                 copy.write_row((number, "n"))
-        service.wait_for_lines(100)
+        wait_until(lambda: on_record(service) >= 50)
         service.kill()
+        recorded = on_record(service)
+        assert recorded < ROWS
         service._handlers["audit"]["options"]["seconds"] = 0
         service.write()
         service.start()
         assert_all_arrived(items, service)
-        doubled = len(service.lines()) - 300
-        assert doubled <= 100, "the callback's own position was on record"
+        again = Counter(line.position.ordinal for line in service.lines())
+        assert {again[ordinal] for ordinal in range(1, recorded + 1)} == {1}, "its own position was on record"
+
+
+def on_record(service: Child, handler: str = "audit") -> int:
+    """How far the handler has come in the transaction that it is in, as its state has it."""
+    state = service.state()
+    try:
+        checkpoint = state.load()
+    finally:
+        state.close()
+    return checkpoint.callbacks[handler].ordinal if checkpoint is not None else 0
 
 
 def test_an_old_transaction_open_across_a_restart_arrives(items: Database, tmp_path: Path) -> None:
@@ -256,7 +274,7 @@ def test_a_stop_while_the_slot_is_being_made_leaves_none(items: Database, tmp_pa
         old.execute("INSERT INTO items VALUES (1)")
         service.begin()
         wait_until(lambda: walsender(items.cluster, service.slot) is not None)
-        service.stop(10)
+        service.stop()
         wait_until(lambda: slot_info(items.cluster, service.slot) is None)
         old.commit()
         service.start()
@@ -277,10 +295,8 @@ def test_a_hanging_callback_is_left_behind_at_the_drain_deadline(items: Database
         end = Lsn.parse(items.execute("SELECT pg_current_wal_lsn()::text")[0][0])
         wait_until(lambda: service.lines() or handler != "Hang")
         wait_until(lambda: reached(items, service, end))
-        began = time.monotonic()
         service.terminate()
-        code = service.wait(20)
-        assert time.monotonic() - began < 16
+        code = service.wait(40)  # sooner than the callback, which takes a minute or for ever
         assert code == (1 if handler == "BlocksLoop" else 0)
         assert confirmed(items.cluster, service.slot) < end
 
@@ -288,7 +304,8 @@ def test_a_hanging_callback_is_left_behind_at_the_drain_deadline(items: Database
 def reached(database: Database, service: Child, lsn: Lsn) -> bool:
     """Whether the server has sent everything up to there."""
     rows = database.execute(
-        f"SELECT sent_lsn >= '{lsn}' FROM pg_stat_replication WHERE pid = {walsender(database.cluster, service.slot)}"
+        f"SELECT r.sent_lsn >= '{lsn}' FROM pg_stat_replication r JOIN pg_replication_slots s ON s.active_pid = r.pid"
+        f" WHERE s.slot_name = '{service.slot}'"
     )
     return bool(rows and rows[0][0])
 
@@ -309,7 +326,7 @@ def test_a_second_sigterm_ends_it_at_once(items: Database, tmp_path: Path, handl
         else:
             wait_until(lambda: pending_signals(service.pid) == 0)
         service.terminate()
-        assert service.wait(3) == 1
+        assert service.wait() == 1
         assert confirmed(items.cluster, service.slot) < end
 
 
@@ -328,7 +345,7 @@ def test_sigterm_while_the_server_is_away_ends_it(service: Child, own_database: 
     own_database.cluster.stop("immediate")
     service.wait_for_log("stream_lost")
     service.terminate()
-    assert service.wait(10) == 0
+    assert service.wait() == 0
 
 
 # The server dies --------------------------------------------------------------------------------------
@@ -381,9 +398,7 @@ def test_a_fast_stop_of_an_idle_server_takes_seconds(own_database: Database, ser
     service.start()
     own_database.execute("INSERT INTO items VALUES (1)")
     service.wait_for_lines(1)
-    began = time.monotonic()
-    server.stop("fast", timeout=30)
-    assert time.monotonic() - began < 5
+    server.stop("fast", timeout=20)  # it takes a tenth of a second where nobody else wants the machine
     server.start()
     service.wait_for_log("streaming", 2)
 
@@ -393,7 +408,7 @@ def test_a_fast_stop_waits_for_the_callback_in_work(own_database: Database, tmp_
     server = own_database.cluster
     gate = tmp_path / "gate"
     handlers = {"audit": {"callback": "records:Gated", "options": {"gate": str(gate)}}}
-    with child(tmp_path, own_database.dsn, handlers) as service:
+    with child(tmp_path, own_database.dsn, handlers, signal={"drain_timeout_seconds": 60}) as service:
         service.start()
         own_database.execute("INSERT INTO items VALUES (1)")
         end = server_lsn(own_database)
@@ -403,7 +418,7 @@ def test_a_fast_stop_waits_for_the_callback_in_work(own_database: Database, tmp_
         wait_until(lambda: server.log_file.read_text().count("received fast shutdown request") > requests)
         assert server.is_running()
         gate.touch()
-        wait_until(lambda: not server.is_running(), 10)
+        wait_until(lambda: not server.is_running())
         server.start()
         service.wait_for_log("streaming", 2)
         own_database.execute("INSERT INTO items VALUES (2)")
@@ -418,7 +433,7 @@ def test_a_terminated_walsender_is_replaced_when_idle(items: Database, tmp_path:
         items.execute("INSERT INTO items VALUES (1)")
         service.wait_for_lines(1)
         items.execute(f"SELECT pg_terminate_backend({walsender(items.cluster, service.slot)})")
-        service.wait_for_log("streaming", 2, timeout=8)
+        service.wait_for_log("streaming", 2)
         items.execute("INSERT INTO items VALUES (2)")
         assert_once_in_order(service.wait_for_lines(2))
         service.stop()
@@ -426,15 +441,18 @@ def test_a_terminated_walsender_is_replaced_when_idle(items: Database, tmp_path:
 
 def test_a_terminated_walsender_is_replaced_inside_a_transaction(items: Database, tmp_path: Path) -> None:
     """The server sends the transaction again from its beginning; the callback gets each row once."""
-    handlers = {"audit": {"callback": "records:Record", "options": {"seconds": 0.0}}}
+    handlers: dict[str, dict[str, Any]] = {"audit": {"callback": "records:Record", "options": {"seconds": 0.001}}}
     with child(tmp_path, items.dsn, handlers, signal={"max_queued_events": 500}) as service:
         service.start()
         items.execute("INSERT INTO items SELECT i, repeat('x', 300) FROM generate_series(1, 60000) i")
         for connections in (2, 3):
-            service.wait_for_lines(len(service.lines()) + 1000)
+            service.wait_for_lines(len(service.lines()) + 600)  # of a minute's work
             pid = walsender(items.cluster, service.slot)
-            items.execute(f"SELECT pg_terminate_backend({pid}, 5000)")
+            items.execute(f"SELECT pg_terminate_backend({pid}, 30000)")
             service.wait_for_log("streaming", connections)
+        assert len(service.lines()) < 60_000
+        service._handlers["audit"]["options"]["seconds"] = 0.0
+        assert service.reload()["event"] == "reload_applied"
         items.execute("INSERT INTO items VALUES (0)")
         lines = service.wait_for_lines(60_001, timeout=60)
         assert_once_in_order(lines)

@@ -19,6 +19,8 @@ from tests.running import Child, child, confirmed, server_lsn, wait_until, walse
 from tests.waiting import eventually, make_config, running
 
 TAKEOVER_SECONDS = 5
+BUSY_SECONDS = 15
+"""What a busy machine may add; who learns of it from the source's server alone waits for a minute."""
 
 
 @pytest.fixture
@@ -79,7 +81,7 @@ def test_a_standby_takes_over_from_one_that_is_killed(pair: tuple[Child, Child],
     insert(items, 101, 200)
     two.wait_for_log("streaming")
     wait_until(lambda: {str(number) for number in range(101, 201)} <= two.record_ids())
-    assert time.monotonic() - began < TAKEOVER_SECONDS + 3  # a busy machine
+    assert time.monotonic() - began < TAKEOVER_SECONDS + BUSY_SECONDS
     assert delivered(one, two) == list(range(1, 201))
     two.stop()
 
@@ -184,14 +186,15 @@ def test_a_standby_takes_over_from_a_host_that_has_vanished(
             one.wait_for_lines(20)
             two.begin()
             two.wait_for_log("standby")
-            source.blacken()
-            its_state.blacken()
+            for way in (source, its_state):
+                way.refuses = True  # or it comes back on a new connection, in time to stay the owner
+                way.blacken()
             began = time.monotonic()
             two.wait_for_log("streaming")
             took = time.monotonic() - began
             insert(items, 21, 40)
             wait_until(lambda: {str(number) for number in range(21, 41)} <= two.record_ids())
-            assert took < TAKEOVER_SECONDS + 3  # a busy machine
+            assert took < TAKEOVER_SECONDS + BUSY_SECONDS
             assert len(one.lines()) == 20
             assert delivered(one, two) == list(range(1, 41))
             two.stop()
@@ -215,7 +218,7 @@ async def test_without_its_state_nothing_is_acknowledged(
             status, body = await run.get("/readyz")
             return status == 503 and "state" in body
 
-        await eventually(is_told)
+        await eventually(is_told, timeout=30)
         assert confirmed(items.cluster, config.source.slot) < end
         state_server.start()
         await eventually(lambda: confirmed(items.cluster, config.source.slot) >= end, 30)

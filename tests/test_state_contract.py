@@ -27,7 +27,9 @@ from cdc.state import (
     LetterState,
     LetterTotal,
     StateStore,
+    files,
     open_state,
+    server,
 )
 from cdc.state.owner import is_owned
 from tests.conftest import Database
@@ -246,6 +248,21 @@ def test_removal_turns_to_resuming_and_back(store: StateStore) -> None:
     assert (active.state, active.removed_at) == (CallbackState.ACTIVE, None)
 
 
+def test_pause_is_kept_and_gives_way_to_a_removal(store: StateStore) -> None:
+    """A pause is no removal, does not undo one, and ends by resuming."""
+    store.mark_paused("mail", at(120), "operator")
+    (record,) = store.callbacks()
+    assert (record.state, record.removed_at, record.reason) == (CallbackState.PAUSED, at(120), "operator")
+    store.mark_resuming("mail")
+    store.mark_paused("mail", at(130), "operator")
+    assert store.callbacks()[0].state is CallbackState.PAUSED
+    store.mark_removed("mail", at(140), "failures")
+    store.mark_paused("mail", at(150), "operator")
+    assert store.callbacks()[0].state is CallbackState.REMOVED
+    store.mark_active("mail")
+    assert store.callbacks() == []
+
+
 def test_forget_leaves_nothing_of_a_callback(store: StateStore) -> None:
     """Its record, its letters and its gaps; all others stay."""
     store.save(checkpoint(100, mail=at(100), audit=at(100)), [gap("mail", 1, 2), gap("audit", 1, 2), gap("", 3, 3)])
@@ -257,6 +274,14 @@ def test_forget_leaves_nothing_of_a_callback(store: StateStore) -> None:
     assert [record.name for record in store.callbacks()] == ["audit"]
     assert stored(store) == [("audit", 7)]
     assert store.gaps() == [gap("audit", 1, 2), gap("", 3, 3)]
+
+
+def test_the_configuration_that_was_noted_last_is_kept(store: StateStore) -> None:
+    """None before the first."""
+    assert store.configuration() is None
+    for text in ("one", '{"two": "\u00e4"}'):
+        store.note_configuration(text)
+        assert store.configuration() == text
 
 
 def test_gaps_of_two_reasons_stand_side_by_side(store: StateStore) -> None:
@@ -531,6 +556,7 @@ def test_read_only_store_refuses_every_write(url: str) -> None:
             lambda: store.save(checkpoint(200)),
             lambda: store.mark_removed("mail", at(1), ""),
             lambda: store.mark_resuming("mail"),
+            lambda: store.mark_paused("mail", at(1), ""),
             lambda: store.mark_active("mail"),
             lambda: store.forget("mail"),
             lambda: store.add_letters([letter("mail", 2)]),
@@ -551,7 +577,14 @@ def test_read_only_open_makes_no_state(url: str) -> None:
             open_state(url, read_only=True)
 
 
-def test_first_opens_at_the_same_time_make_one_state(url: str) -> None:
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many writers on a slow disk: each may have to wait for long, which is told as an error otherwise."""
+    monkeypatch.setattr(files, "_BUSY_SECONDS", 60.0)
+    monkeypatch.setitem(server._SESSION, "lock_timeout", "60s")
+
+
+def test_first_opens_at_the_same_time_make_one_state(url: str, patient: None) -> None:
     """Whoever comes second finds what the first has made."""
     with ThreadPoolExecutor(8) as pool:
         stores = list(pool.map(lambda _: open_state(url), range(8)))
@@ -562,7 +595,7 @@ def test_first_opens_at_the_same_time_make_one_state(url: str) -> None:
         store.close()
 
 
-def test_writers_at_the_same_time_lose_nothing(url: str) -> None:
+def test_writers_at_the_same_time_lose_nothing(url: str, patient: None) -> None:
     """Service and commands write what they write, one after the other."""
 
     def add(writer: int) -> None:

@@ -16,7 +16,7 @@ from cdc.state import StateThread, open_state
 from cdc.state.server import LEASE_SECONDS
 from tests.conftest import Database
 from tests.running import wait_until
-from tests.test_state_postgres import end_sessions, state_url
+from tests.test_state_postgres import state_url
 from tests.waiting import eventually
 
 
@@ -116,10 +116,20 @@ async def test_lost_state_is_told_until_it_is_back(thread: StateThread, database
     thread.store = store = await thread.run(open_state, url, owner=True)
     opened = monotonic()
     await eventually(lambda: thread.last_alive > opened)
-    end_sessions(database)
-    await eventually(lambda: thread.lost)
-    with_loss = thread.last_alive
-    assert with_loss < monotonic()
+    with database.cluster.connect() as admin:
+        # Nobody comes back before we have seen it.
+        admin.execute(f"ALTER DATABASE {database.name} ALLOW_CONNECTIONS false".encode())
+        admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = %s AND application_name LIKE 'walsignal%%'",
+            [database.name],
+        )
+        await eventually(lambda: thread.lost)
+        with_loss = thread.last_alive
+        await eventually(lambda: monotonic() > with_loss + 2)
+        assert thread.lost
+        assert thread.last_alive == with_loss
+        admin.execute(f"ALTER DATABASE {database.name} ALLOW_CONNECTIONS true".encode())
 
     await eventually(lambda: not thread.lost)
     assert thread.last_alive > with_loss

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -13,40 +13,33 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.pretty import pretty_repr
 
 from cdc.errors import CdcError, DecodeError, StreamLost
-from cdc.events import EventType
+from cdc.events import DatabaseEvent, EventType, Kind, Transaction
 from cdc.lsn import Lsn
 from cdc.messages import Begin, Commit, Message
-from cdc.values import Loader, Loaders
-from cdc.wal2json import Decoder, Wal2JsonChange
+from cdc.values import TypeInfo
+from cdc.wal2json import SAMPLE_BURSTS, Decoder, Wal2JsonChange
+from cdc.wal2json.shapes import Whole
+from tests.decoding import WAYS, FixedCatalog, choose, make_decoder
 
 BOOL, BYTEA, INT8, INT4, TEXT, FLOAT8, NUMERIC = 16, 17, 20, 23, 25, 701, 1700
 TIMESTAMPTZ, UUID, TEXTS, OWN_DOMAIN = 1184, 2950, 1009, 20000
 SECRET = "s3cr3t"
 
 
-class FixedCatalog:
-    """A catalog without a database: every type is built in or text."""
-
-    def __init__(self, toastable: frozenset[str] = frozenset(), *, numbers_as_text: bool = False) -> None:
-        self._loaders = Loaders(lambda _: None, numbers_as_text=numbers_as_text)
-        self._toastable = toastable
-
-    @property
-    def loaders(self) -> Mapping[int, Loader]:
-        return self._loaders
-
-    def toastable(self, schema: str, table: str) -> frozenset[str]:  # noqa: ARG002 - the protocol's
-        return self._toastable
+@pytest.fixture(scope="module", autouse=True, params=WAYS)
+def way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """How a row is read must not be seen: all here runs each way."""
+    with pytest.MonkeyPatch.context() as patch:
+        choose(request.param, patch)
+        yield
 
 
-class UnreachableCatalog(FixedCatalog):
-    """A catalog whose database does not answer."""
-
-    @property
-    def loaders(self) -> Mapping[int, Loader]:
-        raise CdcError("the database cannot be asked")
+def unreachable(oid: int) -> TypeInfo | None:
+    """What a catalog says of a type it does not know, whose database does not answer."""
+    raise CdcError(f"type OID {oid} is not known and the database cannot be asked")
 
 
 def column(name: str, oid: int, literal: str) -> str:
@@ -75,7 +68,7 @@ def message(
 
 def decoder(*watch: str, codec: str | None = None, toastable: frozenset[str] = frozenset()) -> Decoder:
     """A decoder over the fixed catalog."""
-    return Decoder(FixedCatalog(toastable), watch=watch, codec=codec)
+    return make_decoder(FixedCatalog(toastable), watch=watch, codec=codec)
 
 
 def change(payload: bytes, *watch: str, toastable: frozenset[str] = frozenset()) -> Wal2JsonChange:
@@ -154,6 +147,14 @@ def test_any_float_is_exact(number: float) -> None:
 def test_negative_zero_keeps_its_sign() -> None:
     """PostgreSQL writes -0, which JSON parsers read as the integer 0."""
     assert str(insert(column("f", FLOAT8, "-0")).payload()["f"]) == "-0.0"
+
+
+def test_float_in_a_place_of_its_own_is_a_decode_error() -> None:
+    """Its literal cannot be found: an error, never a row that is none."""
+    damaged = message("I", [column("f", FLOAT8, "-0")]).replace(b'"value":-0', b'"value": -0')
+
+    with pytest.raises(DecodeError):
+        change(damaged).payload()
 
 
 LOOKALIKES = [
@@ -237,6 +238,8 @@ def test_bytes_that_are_not_of_the_encoding_stop_the_stream() -> None:
         (NUMERIC, "5", "5"),
         (NUMERIC, "12345678901234567890123", "12345678901234567890123"),
         (FLOAT8, "1e+15", "1e+15"),
+        (FLOAT8, "-0", "-0"),
+        (FLOAT8, "0", "0"),
         (FLOAT8, "1e-05", "1e-05"),
         (BYTEA, '"deadbeef"', "\\xdeadbeef"),
         (TIMESTAMPTZ, '"2024-02-29 12:00:00+00"', "2024-02-29 12:00:00+00"),
@@ -371,7 +374,7 @@ def test_text_list_of_an_update_that_did_not_touch_it() -> None:
 
 def test_text_list_waits_for_a_database_that_does_not_answer() -> None:
     """A type that is not known yet ends this connection, not the service."""
-    row = Decoder(UnreachableCatalog(), watch=["__tags__"]).decode(
+    row = make_decoder(FixedCatalog(resolve=unreachable), watch=["__tags__"]).decode(
         message("I", [column("__tags__", OWN_DOMAIN, '"{a}"')])
     )
 
@@ -543,3 +546,34 @@ def test_values_of_other_types_are_converted() -> None:
     row = insert(column("t", TIMESTAMPTZ, '"2024-02-29 12:00:00+00"'), column("b", BYTEA, '"00ff"')).payload()
 
     assert row == {"t": datetime(2024, 2, 29, 12, tzinfo=UTC), "b": b"\x00\xff"}
+
+
+def test_neither_change_nor_event_shows_a_value() -> None:
+    """They end up in logs and tracebacks: as `repr`, and as `rich` shows them."""
+    row = change(GOOD)
+    kind = Kind(row.event_type, row.schema, row.table)
+    event = DatabaseEvent(1, kind, (), Transaction(1, 1, datetime.now(UTC)), 1, row)
+    _ = event.payload
+
+    for shown in (row, event, [row, event]):
+        assert SECRET not in repr(shown)
+        assert SECRET not in pretty_repr(shown)
+
+
+def test_rows_are_parsed_with_their_heads_as_long_as_they_are_read() -> None:
+    """It is a guess from what happened to earlier rows, and follows when callbacks come and go."""
+    stream = Decoder(FixedCatalog())
+    row = message("I", [column("a", INT4, "1")])
+
+    def burst(*, is_read: bool) -> bool:
+        made = stream.decode_all([row])[0][-1]
+        assert isinstance(made, Wal2JsonChange)
+        if is_read:
+            assert made.payload() == {"a": 1}
+        return isinstance(made._head, Whole)
+
+    assert [burst(is_read=True) for _ in range(3)] == [False, True, True]
+    assert burst(is_read=False)
+    later = [burst(is_read=False) for _ in range(2 * SAMPLE_BURSTS + 4)]
+    assert later == sorted(later, reverse=True)
+    assert not later[-1]

@@ -36,14 +36,19 @@ def fail(event):
 """
 
 
-async def eventually(condition: Callable[[], Awaitable[object] | object], timeout: float = 15) -> None:
+async def eventually(condition: Callable[[], Awaitable[object] | object], timeout: float = 30) -> None:
     """Return once `condition` (or what it returns, awaited) is true; AssertionError after `timeout` seconds."""
-    async with asyncio.timeout(timeout):
-        while True:
-            result = condition()
-            if await result if inspect.isawaitable(result) else result:
-                return
-            await asyncio.sleep(POLL_SECONDS)
+    deadline = asyncio.timeout(timeout)
+    try:
+        async with deadline:
+            while True:
+                result = condition()
+                if await result if inspect.isawaitable(result) else result:
+                    return
+                await asyncio.sleep(POLL_SECONDS)
+    except TimeoutError:
+        assert not deadline.expired(), f"not within {timeout} s: {condition}"
+        raise
 
 
 @dataclass(frozen=True, slots=True)

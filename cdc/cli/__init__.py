@@ -14,8 +14,9 @@ from typing import Annotated
 import psycopg
 import typer
 
-from cdc.cli import checking, handlers, letters, running, slot, status
-from cdc.cli.output import print_error
+from cdc.cli import checking, handlers, letters, replay, running, slot, status, tailing
+from cdc.cli.output import forget_json, print_error
+from cdc.codes import Code
 from cdc.errors import CdcError, ServerUnfit
 from cdc.preflight.connections import first_line
 from cdc.refusals import remedy
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # a traceback is for a fault of ours, and then it is needed whole
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for part in (checking.app, running.app, status.app):
+for part in (checking.app, running.app, status.app, tailing.app, replay.app):
     app.add_typer(part)
 app.add_typer(slot.app, name="slot")
 app.add_typer(handlers.app, name="handlers")
@@ -54,11 +55,12 @@ def _root(
 
 def main() -> None:
     """Run the command line; ends the process with its exit code."""
+    forget_json()
     try:
         app()
     except CdcError as error:
         print_error(error)
         sys.exit(error.exit_code)
     except psycopg.Error as error:
-        print_error(ServerUnfit(first_line(error), hint=remedy(error)))
+        print_error(ServerUnfit(first_line(error), hint=remedy(error), code=Code.SERVER_UNREACHABLE))
         sys.exit(1)

@@ -14,11 +14,13 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from cdc.cli import differing
 from cdc.cli.output import ConfigOption, JsonOption, console, print_json
+from cdc.codes import Code
 from cdc.config import find, load
 from cdc.errors import ConfigError
 from cdc.logs import clean
-from cdc.preflight import Finding, Severity
+from cdc.preflight import Finding, Severity, is_running
 from cdc.preflight import check as look
 
 app = typer.Typer()
@@ -38,13 +40,20 @@ def init(
     flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if force else os.O_EXCL)
     try:
         with os.fdopen(os.open(path, flags, 0o600), "w", encoding="utf-8") as file:
+            os.fchmod(file.fileno(), 0o600)  # also of a file that --force replaces
             file.write(template)
     except FileExistsError:
         raise ConfigError(
-            f"{path} is there already", hint="name another with --config FILE, or replace it with --force"
+            f"{path} is there already",
+            hint="name another with --config FILE, or replace it with --force",
+            code=Code.CONFIG_EXISTS,
         ) from None
     except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}", hint="name another with --config FILE") from None
+        raise ConfigError(
+            f"cannot write {path}: {error.strerror}",
+            hint="name another with --config FILE",
+            code=Code.CONFIG_UNREADABLE,
+        ) from None
     option = "" if path == Path("cdc.toml") else f" --config {path}"
     out = console()
     out.print(Text(f"wrote {path}"))
@@ -53,9 +62,18 @@ def init(
 
 
 @app.command()
-def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+def check(
+    diff: Annotated[
+        bool,
+        typer.Option("--diff", help="Only: what a reload (SIGHUP) would change; exit 1 if some of it needs a restart."),
+    ] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Look at configuration, server, slot, tables and this machine; tell each lack with what mends it."""
     settings = load(find(config))
+    if diff:
+        differing.show(settings, as_json=as_json)
     with contextlib.redirect_stdout(sys.stderr):  # modules of handlers may print while they are imported
         findings = asyncio.run(look(settings))
     failed = any(finding.severity is Severity.ERROR for finding in findings)
@@ -79,7 +97,8 @@ def _print(findings: Sequence[Finding]) -> None:
     if counts[Severity.ERROR]:
         out.print(Text(f"{_count(counts)}; mend the errors, then: cdc check", style="bold"))
     else:
-        out.print(Text(f"{_count(counts)}; next: cdc run", style="bold"))
+        after = "the service is running: cdc status" if is_running(findings) else "next: cdc run"
+        out.print(Text(f"{_count(counts)}; {after}", style="bold"))
 
 
 def _count(counts: dict[Severity, int]) -> str:

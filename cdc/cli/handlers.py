@@ -1,9 +1,10 @@
-"""`cdc handlers list|remove|resume|forget`: how the handlers fare, who is called, and who is known."""
+"""`cdc handlers list|pause|resume|remove|forget`: how the handlers fare, who is called, and who is known."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,18 +12,20 @@ from rich.text import Text
 
 from cdc.cli.output import ConfigOption, JsonOption, console, counted, print_json, table
 from cdc.cli.stored import changes, opened, require_handler
+from cdc.codes import Code
 from cdc.config import Config, find, load
 from cdc.errors import CallbackError
 from cdc.logs import clean
+from cdc.orders import Order, obey
 from cdc.state import CallbackRecord, CallbackState, Gap, LetterState, LetterTotal, StateStore
 from cdc.state.owner import is_owned
 
 __all__ = ["app"]
 
-app = typer.Typer(help="List handlers with what they missed; remove, resume or forget them.", no_args_is_help=True)
+app = typer.Typer(
+    help="List handlers with what they missed; pause, resume, remove or forget them.", no_args_is_help=True
+)
 
-OPERATOR = "operator"
-"""The reason of a removal that somebody has typed."""
 RESUME_SECONDS = 5.0
 """The service looks twice a second; with little parked, the handler is back within this time."""
 
@@ -93,22 +96,22 @@ def list_handlers(config: ConfigOption = None, as_json: JsonOption = False) -> N
 @app.command()
 def remove(name: Name, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Call a handler no more until it is resumed; what comes for it is parked, or missed if it says so."""
+    _take_out(name, Order.REMOVE, config, as_json=as_json)
+
+
+@app.command()
+def pause(name: Name, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Call a handler no more until it is resumed; all that comes for it is parked, and past the bound it waits."""
+    _take_out(name, Order.PAUSE, config, as_json=as_json)
+
+
+def _take_out(name: str, order: Order, config: Path | None, *, as_json: bool) -> None:
     settings = load(find(config))
     with opened(settings) as store:
-        record = require_handler(store, settings, name)
-        _require_configured(settings, name, f"forget it: cdc handlers forget {name}")
-        if record is None:
-            raise CallbackError(
-                f"{name} has not run yet", callback=name, hint="take it out of the configuration, or start: cdc run"
-            )
-        if record.state is CallbackState.REMOVED:
-            raise CallbackError(
-                f"{name} is removed already ({record.reason})", callback=name, hint=f"cdc handlers resume {name}"
-            )
-        store.mark_removed(name, record.settled, OPERATOR)
+        state = obey(store, settings, name, order)
         running = is_owned(settings.state.url)
     if as_json:
-        print_json({"name": name, "state": CallbackState.REMOVED.value, "running": running})
+        print_json({"name": name, "state": state.value, "running": running})
         return
     when = "within a second" if running else "when the service is started"
     console().print(Text(f"{clean(name)} is called no more, {when}; back with: cdc handlers resume {name}"))
@@ -121,17 +124,10 @@ def resume(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Give a removed handler what was parked for it, in order, then the live stream. What it missed stays on record."""
+    """Give a removed or paused handler what was parked for it, then the live stream. What it missed stays on record."""
     settings = load(find(config))
     with opened(settings) as store:
-        record = require_handler(store, settings, name)
-        _require_configured(settings, name, f"write it into {settings.file.name} again, under this name")
-        if record is None or record.state is CallbackState.ACTIVE:
-            removed = [one.name for one in store.callbacks() if one.state is CallbackState.REMOVED]
-            raise CallbackError(
-                f"{name} is not removed", callback=name, hint=f"removed: {', '.join(removed) or 'none'}"
-            )
-        store.mark_resuming(name)
+        obey(store, settings, name, Order.RESUME)
         running = is_owned(settings.state.url)
         if running and not no_wait:
             _wait_until_resumed(store, name)
@@ -161,6 +157,7 @@ def forget(
                 f"{name} is in the configuration, and would start at the live position",
                 callback=name,
                 hint=f"take it out of {settings.file.name}, start the service anew, and then forget it",
+                code=Code.HANDLER_CONFIGURED,
             )
         letters = sum(total.count for total in store.letter_totals() if total.callback == name)
         if letters and not discard:
@@ -168,6 +165,7 @@ def forget(
                 f"{name} has {counted(letters, 'dead letter')}",
                 callback=name,
                 hint=f"see cdc dead-letters list --handler {name}; to drop them: cdc handlers forget {name} --discard",
+                code=Code.HANDLER_HAS_LETTERS,
             )
         store.forget(name)
     if as_json:
@@ -194,11 +192,6 @@ def _resumed(handler: _Handler, *, running: bool) -> str:
     if running:
         return f"{name} {first} the live stream; how far it is: cdc handlers list"
     return f"{name} {first} the live stream when the service is started: cdc run"
-
-
-def _require_configured(config: Config, name: str, hint: str) -> None:
-    if name not in _names(config):
-        raise CallbackError(f"{name} is not in the configuration any more", callback=name, hint=hint)
 
 
 def _names(config: Config) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cdc.codes import Code
 from cdc.errors import CdcError, ConfigError
 from cdc.logs import clean
 
@@ -26,6 +28,7 @@ __all__ = [
     "confirm",
     "console",
     "counted",
+    "forget_json",
     "human_bytes",
     "pairs",
     "print_error",
@@ -41,7 +44,22 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", "-c", metavar="FILE", help="The configuration; else $CDC_CONFIG, else ./cdc.toml."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
+_json_is_wanted: ContextVar[bool] = ContextVar("json_is_wanted", default=False)
+
+
+def _remember_json(wanted: bool) -> bool:
+    _json_is_wanted.set(wanted)
+    return wanted
+
+
+def forget_json() -> None:
+    """A new command begins: whether it wants JSON is not known yet."""
+    _json_is_wanted.set(False)
+
+
+JsonOption = Annotated[
+    bool, typer.Option("--json", callback=_remember_json, help="Print JSON, and nothing else, on stdout.")
+]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
@@ -52,9 +70,14 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def print_error(error: CdcError) -> None:
-    """``error:`` with the message, one line per problem, and ``fix:`` with what to do."""
+    """``error[code]:`` with the message, one line per problem, and ``fix:`` with what to do.
+
+    After a command that was asked for JSON stdout gets ``{"error": {...}}``, too.
+    """
+    if _json_is_wanted.get():
+        print_json({"error": error.to_dict()})
     out = console(stderr=True)
-    out.print(Text.assemble(("error: ", "bold red"), clean(error.message)))
+    out.print(Text.assemble((f"error[{clean(error.code)}]: ", "bold red"), clean(error.message)))
     if isinstance(error, ConfigError):
         for problem in error.problems:
             out.print(Text(f"  {clean(problem)}"))
@@ -64,14 +87,14 @@ def print_error(error: CdcError) -> None:
 
 def refuse_usage(message: str, hint: str) -> NoReturn:
     """End the command, exit code 2: what was typed makes no sense."""
-    print_error(CdcError(message, hint=hint))
+    print_error(CdcError(message, hint=hint, code=Code.USAGE_WRONG))
     raise typer.Exit(2)
 
 
 def confirm(question: str, *, refusal: str, hint: str) -> None:
     """Go on after a yes. Without a terminal nobody can give one: then `refusal` is the error, `hint` its fix."""
     if not sys.stdin.isatty():
-        raise CdcError(refusal, hint=hint)
+        raise CdcError(refusal, hint=hint, code=Code.CONFIRMATION_MISSING)
     typer.confirm(question, abort=True, err=True)
 
 

@@ -34,6 +34,7 @@ class Outcome:
     failed: int = 0
     waiting: int = 0
     held: Mapping[str, str] | None = None
+    is_held: bool = False  # all that wait are letters of handlers in `held`
 
     def to_dict(self) -> dict[str, Any]:
         """As `cdc dead-letters retry --json` prints it."""
@@ -51,16 +52,19 @@ class Outcome:
 def retry(store: StateStore, config: Config, wanted: LetterFilter, *, wait: bool) -> Outcome:
     """Ask for it; with `wait`, stay until no letter waits any more that a running service can deliver."""
     begun = datetime.now(UTC)
+    running = is_owned(config.state.url)  # before the request: a service that ends at it is waited for, and found gone
     requested = store.request_retry(wanted)
-    outcome = Outcome(requested, is_owned(config.state.url), waited=False, waiting=requested)
+    outcome = Outcome(requested, running, waited=False, waiting=requested)
     if not requested:
         return outcome
     names = [total.callback for total in store.letter_totals() if total.retry and _concerns(wanted, total.callback)]
     outcome.held = _held(store, config, names)
+    outcome.is_held = bool(outcome.held) and outcome.held.keys() == set(names)  # a quick service has left no names
     if wait and outcome.running:
         outcome.waited = True
         _wait(store, config, outcome, set(names) - outcome.held.keys())
         outcome.held = _held(store, config, names)
+        outcome.is_held = bool(outcome.held) and outcome.running  # all others were waited for
         outcome.waiting = count(store, replace(wanted, retry=True), requested)
         outcome.failed = _failed_again(store, wanted, begun)
         outcome.delivered = max(requested - outcome.waiting - outcome.failed, 0)
@@ -81,8 +85,8 @@ def _held(store: StateStore, config: Config, names: Collection[str]) -> dict[str
             held[name] = (
                 f"it is not in the configuration; give its letters up: cdc dead-letters discard --handler {name}"
             )
-        elif states.get(name) is CallbackState.REMOVED:
-            held[name] = f"it is removed; first: cdc handlers resume {name}"
+        elif states.get(name) in (CallbackState.REMOVED, CallbackState.PAUSED):
+            held[name] = f"it is {states[name]}; first: cdc handlers resume {name}"
     return held
 
 
@@ -118,12 +122,16 @@ def _failed_again(store: StateStore, wanted: LetterFilter, begun: datetime) -> i
 def told(outcome: Outcome) -> list[str]:
     """The same for people, a sentence each."""
     lines = []
-    if outcome.waited:
+    if outcome.delivered or outcome.failed:
         lines.append(f"{counted(outcome.delivered, 'dead letter')} delivered, {outcome.failed:,} failed again")
     if outcome.failed:
         lines.append("what failed: cdc dead-letters list")
-    if outcome.waiting:
-        when = "within a second" if outcome.running else "when the service is started: cdc run"
-        lines.append(f"{counted(outcome.waiting, 'dead letter')} tried again {when}")
-    lines += [f"but not those of {name}: {reason}" for name, reason in (outcome.held or {}).items()]
-    return lines
+    held = outcome.held or {}
+    if not outcome.waiting:
+        return lines
+    if outcome.is_held:
+        lines.append(f"{counted(outcome.waiting, 'dead letter')} {'waits' if outcome.waiting == 1 else 'wait'}")
+        return [*lines, *(f"for {name}: {reason}" for name, reason in held.items())]
+    when = "within a second" if outcome.running else "when the service is started: cdc run"
+    lines.append(f"{counted(outcome.waiting, 'dead letter')} tried again {when}")
+    return [*lines, *(f"but not those of {name}: {reason}" for name, reason in held.items())]

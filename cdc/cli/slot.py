@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cdc.cli.output import ConfigOption, JsonOption, console, human_bytes, pairs, print_json
+from cdc.codes import Code
 from cdc.config import SourceConfig, find, load
 from cdc.errors import CdcError, SlotBusy, SlotMissing
 from cdc.preflight.connections import connected
@@ -115,7 +116,9 @@ def _source(config: Path | None) -> SourceConfig:
 def _ask(slot: SlotInfo) -> None:
     question = f"Drop slot {slot.name}? {human_bytes(slot.lag_bytes)} of WAL were not received yet and are lost."
     if not sys.stdin.isatty():
-        raise CdcError(f"slot {slot.name} is not dropped without a yes", hint="cdc slot drop --yes")
+        raise CdcError(
+            f"slot {slot.name} is not dropped without a yes", hint="cdc slot drop --yes", code=Code.CONFIRMATION_MISSING
+        )
     typer.confirm(question, abort=True, err=True)
 
 
@@ -130,7 +133,7 @@ async def _read(source: SourceConfig) -> SlotInfo | None:
 
 async def _create(source: SourceConfig) -> None:
     if await _read(source) is not None:
-        raise CdcError(f"slot {source.slot} exists already", hint="look at it: cdc slot show")
+        raise CdcError(f"slot {source.slot} exists already", hint="look at it: cdc slot show", code=Code.SLOT_EXISTS)
     connection = await ReplicationConnection.connect(source.dsn)
     try:
         await connection.create_slot(source.slot, source.plugin, failover=source.failover)

@@ -3,40 +3,60 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Annotated, Any
 
 import psycopg
 import typer
 from rich.text import Text
 
-from cdc.cli.output import ConfigOption, JsonOption, console, pairs, print_json, table
+from cdc import endpoint
+from cdc.cli import watching
+from cdc.cli.output import ConfigOption, JsonOption, console, human_bytes, pairs, print_json, refuse_usage, table
 from cdc.cli.slot import slot_table
-from cdc.config import Config, HttpConfig, find, load
+from cdc.codes import Code
+from cdc.config import Config, find, load
 from cdc.errors import StateError
 from cdc.logs import clean
 from cdc.preflight import slots
 from cdc.preflight.connections import connected, first_line
 from cdc.preflight.position import has_state
+from cdc.refusals import connect_error
 from cdc.slots import SlotInfo
-from cdc.state import CallbackRecord, Checkpoint, Gap, open_state
+from cdc.state import CallbackRecord, CallbackState, Checkpoint, Gap, LetterTotal, open_state
+from cdc.workers.daemon import DaemonThread
 
 app = typer.Typer()
 
-SERVICE_SECONDS = 2.0  # the endpoint answers from memory; longer means that nobody listens
-_ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - where a listener on all hosts is found
+WATCH_SECONDS = 2.0
 
 
 @dataclass(slots=True)
 class Status:
-    """What could be learnt, and what could not."""
+    """What could be learnt, and what is wrong: texts, and their codes in the same order."""
 
     slot: SlotInfo | None = None
     checkpoint: Checkpoint | None = None
     callbacks: list[CallbackRecord] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
+    letters: list[LetterTotal] = field(default_factory=list)
     live: dict[str, Any] | None = None
     problems: list[str] = field(default_factory=list)
+    codes: list[str] = field(default_factory=list)
+
+    def note(self, code: str, problem: str) -> None:
+        """Something is wrong."""
+        self.problems.append(problem)
+        self.codes.append(str(code))
+
+    def hear(self, live: dict[str, Any]) -> None:
+        """What the running service says, its own troubles among it."""
+        self.live = live
+        for state in ("not_ready", "not_alive"):
+            for code, problem in zip(live[f"{state}_codes"], live[state], strict=True):
+                self.note(code, problem)
 
     def to_dict(self) -> dict[str, Any]:
         """As `cdc status --json` prints it; `live` is what the running service says, or null."""
@@ -47,13 +67,29 @@ class Status:
             "gaps": [_gap(gap) for gap in self.gaps],
             "live": self.live,
             "problems": self.problems,
+            "problem_codes": self.codes,
         }
 
 
 @app.command()
-def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Show slot, checkpoint, callbacks and the running service; exit 1 when one of them is in trouble."""
-    found = asyncio.run(_gather(load(find(config))))
+def status(
+    seconds: Annotated[float | None, typer.Argument(min=0.1, help="With --watch: how often; default 2.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Again and again, until Ctrl-C.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show slot, checkpoint, callbacks and the running service; exit 1 when one of them is in trouble.
+
+    With --watch what the running service says, its rates and who holds the slot; without a service, what server and
+    state say. In place on a terminal, else one picture after the other; with --json one object per line. Exit 0.
+    """
+    if seconds is not None and not watch:
+        refuse_usage(f"{seconds:g} of what?", f"cdc status --watch {seconds:g}")
+    settings = load(find(config))
+    if watch:
+        watching.watch(partial(_look, settings), settings.source.slot, seconds or WATCH_SECONDS, as_json=as_json)
+        return
+    found = asyncio.run(_all(settings))
     if as_json:
         print_json(found.to_dict())
     else:
@@ -61,22 +97,52 @@ def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     raise typer.Exit(1 if found.problems else 0)
 
 
-async def _gather(config: Config) -> Status:
+async def _all(config: Config) -> Status:
+    """Service, server and state."""
     found = Status()
+    await _ask(config, found)
+    return await _gather(config, found)
+
+
+async def _look(config: Config) -> Status:
+    """The service's own words where it answers; server and state are asked when it does not."""
+    found = Status()
+    await _ask(config, found)
+    return found if found.live is not None else await _gather(config, found)
+
+
+async def _gather(config: Config, found: Status) -> Status:
+    """What server and state say, put into `found`."""
     try:
         async with connected(config.source.dsn) as connection:
             found.slot = await slots.read(connection, config.source.slot)
     except psycopg.Error as problem:
-        found.problems.append(f"the database cannot be asked: {first_line(problem)}")
+        found.note(connect_error(problem).code, f"the database cannot be asked: {first_line(problem)}")
     else:
         if found.slot is None:
-            found.problems.append(f"slot {config.source.slot} does not exist")
-        elif found.slot.invalidation:
-            found.problems.append(f"slot {found.slot.name} is invalidated: {found.slot.invalidation}")
-    await asyncio.to_thread(_read_state, config, found)
-    if config.http.enabled and config.http.port:
-        found.live = await _ask_service(config.http)
+            found.note(Code.SLOT_MISSING, f"slot {config.source.slot} does not exist")
+        elif found.slot.invalidation and Code.SLOT_INVALIDATED not in found.codes:  # else the service has told it
+            found.note(Code.SLOT_INVALIDATED, f"slot {found.slot.name} is invalidated: {found.slot.invalidation}")
+    thread = DaemonThread("cdc-status")  # the state's server may be away: nobody waits for it after Ctrl-C
+    await thread.submit(partial(_read_state, config, found))
+    thread.end()
+    if found.live is None:  # a service that answers has told it
+        names = [handler.name for handler in config.handlers]
+        for record in found.callbacks:
+            if record.state is CallbackState.REMOVED and record.name in names:
+                found.note(Code.CALLBACK_REMOVED, f"handler {record.name!r} is removed")
     return found
+
+
+async def _ask(config: Config, found: Status) -> None:
+    """What the running service says, unless it is one of another slot."""
+    if not (config.http.enabled and config.http.port) or (live := await endpoint.ask(config.http)) is None:
+        return
+    slot = (live.get("slot") or {}).get("name", config.source.slot)
+    if slot == config.source.slot:
+        found.hear(live)
+    else:
+        found.note(Code.HTTP_PORT_UNAVAILABLE, f"port {config.http.port} answers for another slot: {slot}")
 
 
 def _read_state(config: Config, found: Status) -> None:
@@ -86,25 +152,11 @@ def _read_state(config: Config, found: Status) -> None:
         state = open_state(config.state.url, read_only=True)
         try:
             found.checkpoint, found.callbacks, found.gaps = state.load(), state.callbacks(), state.gaps()
+            found.letters = list(state.letter_totals())
         finally:
             state.close()
     except StateError as problem:
-        found.problems.append(problem.message)
-
-
-async def _ask_service(http: HttpConfig) -> dict[str, Any] | None:
-    """What the service says of itself; None when none answers, or somebody else has the port."""
-    import aiohttp  # noqa: PLC0415 - a fifth of a second that only this command spends
-
-    host = _ANY_HOST.get(http.host, http.host)
-    url = f"http://{f'[{host}]' if ':' in host else host}:{http.port}/status"
-    try:
-        timeout = aiohttp.ClientTimeout(total=SERVICE_SECONDS)
-        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url) as response:
-            answer = await response.json()
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
-        return None
-    return answer if isinstance(answer, dict) else None
+        found.note(problem.code, problem.message)
 
 
 def _print(found: Status) -> None:
@@ -124,15 +176,24 @@ def _print(found: Status) -> None:
     if found.live is None:
         out.print(Text("the service does not answer here; start it: cdc run"))
     else:
-        out.print(pairs("service", ((name, value) for name, value in found.live.items() if _is_plain(value))))
-    for problem in found.problems:
-        out.print(Text.assemble(("problem: ", "bold red"), clean(problem)))
+        out.print(pairs("service", _service(found.live)))
+    for code, problem in zip(found.codes, found.problems, strict=True):
+        out.print(Text.assemble((f"problem[{code}]: ", "bold red"), clean(problem)))
     if found.problems:
-        out.print(Text("what mends it: cdc check"))
+        out.print(Text("what mends it: cdc check; docs/runbook.md explains each code"))
 
 
-def _is_plain(value: object) -> bool:
-    return isinstance(value, str | int | float | bool)
+def _service(live: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    """What fits in a line each."""
+    for name, value in live.items():
+        if isinstance(value, bool):
+            yield name, "yes" if value else "no"
+        elif isinstance(value, float):
+            yield name, f"{value:,.1f}"
+        elif isinstance(value, str | int):
+            yield name, value
+        elif name == "queue":
+            yield name, f"{value['events']:,} events, {human_bytes(value['bytes'])}"
 
 
 def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:

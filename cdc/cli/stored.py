@@ -8,8 +8,8 @@ from datetime import datetime
 from time import monotonic, sleep
 
 from cdc.config import Config
-from cdc.errors import CallbackError
-from cdc.state import CallbackRecord, DeadLetter, LetterFilter, LetterTotal, StateStore, open_state
+from cdc.orders import require_handler
+from cdc.state import DeadLetter, LetterFilter, LetterTotal, StateStore, open_state
 
 __all__ = ["MOST_COUNTED", "changes", "count", "moment", "opened", "pages", "require_handler", "summed"]
 
@@ -67,23 +67,6 @@ def summed(store: StateStore, wanted: LetterFilter) -> int | None:
 
 def _is_of(total: LetterTotal, wanted: LetterFilter) -> bool:
     return wanted.callback in (None, total.callback) and wanted.state in (None, total.state)
-
-
-def require_handler(store: StateStore, config: Config, name: str) -> CallbackRecord | None:
-    """What the state knows of the handler; CallbackError when neither it nor the configuration does."""
-    records = {record.name: record for record in store.callbacks()}
-    known = {
-        *records,
-        *(handler.name for handler in config.handlers),
-        *(total.callback for total in store.letter_totals()),
-    }
-    if name not in known:
-        raise CallbackError(
-            f"no handler is named {name!r}",
-            callback=name,
-            hint=f"known: {', '.join(sorted(known)) or 'none'}; look: cdc handlers list",
-        )
-    return records.get(name)
 
 
 def changes(store: StateStore, seconds: float | None = None) -> Iterator[None]:

@@ -6,8 +6,11 @@ problems of a file at once. It must not open a connection, import a callback, or
 
 from __future__ import annotations
 
+from cdc.config.allowed import AllowedCallbacks
+from cdc.config.changes import Changes, Fingerprint, compare
 from cdc.config.files import find, load
 from cdc.config.models import (
+    ROW_EVENTS,
     AfterRemoval,
     Columns,
     Config,
@@ -23,9 +26,13 @@ from cdc.config.models import (
 )
 
 __all__ = [
+    "ROW_EVENTS",
     "AfterRemoval",
+    "AllowedCallbacks",
+    "Changes",
     "Columns",
     "Config",
+    "Fingerprint",
     "HandlerConfig",
     "HttpConfig",
     "LogConfig",
@@ -35,6 +42,7 @@ __all__ = [
     "SourceConfig",
     "StateConfig",
     "TagRule",
+    "compare",
     "find",
     "load",
 ]

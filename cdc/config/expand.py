@@ -1,7 +1,8 @@
 """References in strings: ``${NAME}``, ``${NAME:-default}``, ``${file:/run/secrets/x}``; ``$$`` is one ``$``.
 
 They are resolved after TOML is parsed, and what came in is not looked at again, so that a secret's content
-can become nothing but that string.
+can become nothing but that string. Only the path of a file may itself hold references, to the environment:
+``${file:${CREDENTIALS_DIRECTORY:-/run/secrets}/x}``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ __all__ = ["Expanded", "Expander", "Location", "plain"]
 
 Location = tuple[str | int, ...]
 
-_REFERENCE = re.compile(r"\$\$|\$\{(?P<body>[^}]*)(?P<end>\}?)")
+_REFERENCE = re.compile(r"\$\$|\$\{(?P<body>file:(?:\$\{[^}]*\}|[^}])*|[^}]*)(?P<end>\}?)")
+_IN_PATH = re.compile(r"\$\{(?P<body>[^}]*)\}")
 _NAME = re.compile(r"(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<fallback>:-(?P<default>.*))?", re.DOTALL)
 
 
@@ -77,6 +79,9 @@ class Expander:
             raise ValueError("holds a ${ without its }; write $${ for the characters themselves")
         if body.startswith("file:"):
             return self._file(body.removeprefix("file:"))
+        return self._variable(body)
+
+    def _variable(self, body: str) -> str:
         name = _NAME.fullmatch(body)
         if name is None:
             raise ValueError(f"${{{body}}} is no reference; it is ${{NAME}}, ${{NAME:-default}} or ${{file:PATH}}")
@@ -87,13 +92,14 @@ class Expander:
             raise ValueError(f"environment variable {body} is not set; set it, or write ${{{body}:-default}}")
         return value
 
-    def _file(self, path: str) -> str:
+    def _file(self, written: str) -> str:
+        path = _IN_PATH.sub(lambda inner: self._variable(inner["body"]), written)
         try:
             return (self.folder / path).read_text(encoding="utf-8").rstrip("\r\n")
         except OSError as error:
-            raise ValueError(f"cannot read the file {path}: {error.strerror}") from None
+            raise ValueError(f"cannot read the file {written}: {error.strerror}") from None
         except UnicodeDecodeError:
-            raise ValueError(f"the file {path} is not UTF-8 text") from None
+            raise ValueError(f"the file {written} is not UTF-8 text") from None
 
 
 def plain(value: Any) -> Any:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sized
+from difflib import get_close_matches
 from typing import Annotated, Any, TypeVar
 
 from annotated_types import Ge, Gt
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import Conninfo
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from cdc.config.allowed import checked
 from cdc.config.expand import Expanded
 from cdc.errors import ConfigError
 from cdc.patterns import TablePatterns
 
 __all__ = [
+    "CallbackEntries",
     "CallbackName",
     "Count",
     "Dsn",
@@ -62,6 +66,9 @@ _FLAGS = {
 _SLOT = re.compile(r"[a-z0-9_]{1,63}")  # what the server accepts as the name of a slot
 _HANDLER = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # a metric's label and a word on the command line: no quoting needed
 _SCHEMA = re.compile(r"([?&])schema=[^&]*&?")
+_PARAMETER = re.compile(r'invalid (?:URI query parameter:|connection option) "(\w+)"')  # libpq's words
+_ALIKE = 0.75  # "sslmod" is taken for sslmode, a piece of a password for nothing
+_NO_DSN = "is neither a libpq URI nor key=value pairs (in a URI, special characters of a password are percent-encoded)"
 _CALLBACK = re.compile(r"[A-Za-z_][\w.]*(?::[A-Za-z_][\w.]*)?")
 
 
@@ -141,12 +148,18 @@ def _callback(value: str) -> str:
 def _dsn(value: str) -> str:
     try:
         conninfo_to_dict(value)
-    except ProgrammingError:  # its text quotes what it could not read, perhaps a password
-        raise ValueError(
-            "is neither a libpq URI nor key=value pairs (in a URI, special characters of a password are"
-            " percent-encoded)"
-        ) from None
+    except ProgrammingError as error:
+        raise ValueError(_mistyped(str(error)) or _NO_DSN) from None
     return value
+
+
+def _mistyped(refusal: str) -> str:
+    """Which parameter libpq does not know, when it is much like one that it knows: else it may be of a password."""
+    if (found := _PARAMETER.search(refusal)) is None:
+        return ""
+    known = [option.keyword.decode() for option in Conninfo.get_defaults()]
+    near = get_close_matches(found[1], known, n=1, cutoff=_ALIKE)
+    return f"libpq has no parameter {found[1]}; did you mean {near[0]}?" if near else ""
 
 
 def _state_url(value: str) -> str:
@@ -181,5 +194,6 @@ TableList = Annotated[tuple[TablePattern, ...], AfterValidator(at_least_one)]
 SlotName = Annotated[Word, AfterValidator(_slot_name)]
 HandlerName = Annotated[Word, AfterValidator(_handler_name)]
 CallbackName = Annotated[Word, AfterValidator(_callback)]
+CallbackEntries = Annotated[tuple[Word, ...], AfterValidator(checked), AfterValidator(at_least_one)]
 Dsn = Annotated[Word, AfterValidator(_dsn)]
 StateUrl = Annotated[Word, AfterValidator(_state_url)]

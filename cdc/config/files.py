@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +10,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from cdc.codes import Code
+from cdc.config.allowed import ANY, VARIABLE, AllowedCallbacks
 from cdc.config.expand import Expander, Location, plain
 from cdc.config.models import Config, SignalConfig
 from cdc.config.problems import problem, problem_of
+from cdc.config.trust import writable_by_others
 from cdc.errors import ConfigError
 
 __all__ = ["find", "load"]
@@ -35,6 +37,7 @@ def find(option: Path | None = None) -> Path:
         raise ConfigError(
             f"no configuration file {path} ({origin})",
             hint="write one with `cdc init`, or name yours with --config FILE",
+            code=Code.CONFIG_MISSING,
         )
     return path.absolute()
 
@@ -45,7 +48,9 @@ def load(path: Path) -> Config:
     try:
         return _loaded(path)
     except RecursionError:
-        raise ConfigError(f"{path} cannot be read", hint="it nests too deep: write it flat") from None
+        raise ConfigError(
+            f"{path} cannot be read", hint="it nests too deep: write it flat", code=Code.CONFIG_UNREADABLE
+        ) from None
 
 
 def _loaded(path: Path) -> Config:
@@ -61,12 +66,30 @@ def _loaded(path: Path) -> Config:
             problem_of(details, data) for details in error.errors() if not _is_told(details["loc"], expander.failures)
         ]
     problems += _across_sections(data)
+    allowed, complaints = _allowed_by_environment()
+    problems += complaints
+    exposed: tuple[str, ...] = ()
+    if config is not None:
+        exposed = writable_by_others(path, config.python_path, [one.callback for one in config.handlers])
+        if allowed is not None or ANY not in config.allowed_callbacks:
+            # A list of what may run is worth nothing where others may change what is behind the names.
+            problems += exposed
     if problems or config is None:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ConfigError(f"{path}: {count}", problems=problems, hint="mend the file, look again: cdc check")
     config._file = path  # private attributes, not settings: no file can name them
-    config._warnings = _warnings(path)
+    config._warnings = exposed
+    if allowed is not None:
+        config.restrict(allowed)
     return config
+
+
+def _allowed_by_environment() -> tuple[AllowedCallbacks | None, list[str]]:
+    """The list of whoever deploys the service, and what is wrong with it."""
+    try:
+        return AllowedCallbacks.of_environment(os.environ), []
+    except ValueError as error:
+        return None, [f"${VARIABLE}: {error}"]
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -74,16 +97,25 @@ def _parse(path: Path) -> dict[str, Any]:
         text = path.read_bytes().decode("utf-8-sig")  # some editors write a byte order mark, TOML knows none
         return tomllib.loads(text)
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", hint="name a readable file with --config") from None
+        raise ConfigError(
+            f"cannot read {path}: {error.strerror}",
+            hint="name a readable file with --config",
+            code=Code.CONFIG_UNREADABLE,
+        ) from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text (byte {error.start})", hint="save it as UTF-8") from None
+        raise ConfigError(
+            f"{path} is not UTF-8 text (byte {error.start})", hint="save it as UTF-8", code=Code.CONFIG_UNREADABLE
+        ) from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(
             f"{path} is not TOML: {error}",
             hint='text and ${REFERENCES} stand in double quotes: dsn = "${CDC_DSN}"',
+            code=Code.CONFIG_UNREADABLE,
         ) from None
     except ValueError:  # Python's own limit
-        raise ConfigError(f"{path} cannot be read", hint="it holds a number of thousands of digits") from None
+        raise ConfigError(
+            f"{path} cannot be read", hint="it holds a number of thousands of digits", code=Code.CONFIG_UNREADABLE
+        ) from None
 
 
 def _is_told(location: Location, failures: Mapping[Location, str]) -> bool:
@@ -124,11 +156,14 @@ def _name(handler: Any) -> str | None:
 
 
 def _with_absolute_paths(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A copy in which python_path and a sqlite URL do not depend on where the process was started."""
+    """A copy in which python_path, a sqlite URL and other files do not depend on where the process was started."""
     result = dict(data)
     folders = data.get("python_path")
     if isinstance(folders, list):
         result["python_path"] = [_absolute(one, folder) if isinstance(one, str) else one for one in folders]
+    http = data.get("http")
+    if isinstance(http, Mapping) and isinstance(token := plain(http.get("token_file")), str) and token:
+        result["http"] = {**http, "token_file": _absolute(token, folder)}
     state = data.get("state", {})
     if isinstance(state, Mapping):
         url = plain(state.get("url", f"{_SQLITE}cdc-state.db"))
@@ -139,11 +174,3 @@ def _with_absolute_paths(data: Mapping[str, Any], folder: Path) -> dict[str, Any
 
 def _absolute(path: str, folder: Path) -> str:
     return os.path.normpath(folder / path)
-
-
-def _warnings(path: Path) -> tuple[str, ...]:
-    mode = path.stat().st_mode
-    if not mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return ()
-    who = "everybody" if mode & stat.S_IWOTH else "its group"
-    return (f"{path} can be written by {who}, who can so run code as this service; chmod go-w {path}",)

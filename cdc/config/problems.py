@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 from cdc.config import models
 from cdc.config.expand import Expanded, Location
 from cdc.logs import clean
+from cdc.wording import told
 
 __all__ = ["key_of", "problem", "problem_of", "value_at"]
 
@@ -38,24 +39,6 @@ SECTIONS: dict[tuple[str, ...], type[BaseModel]] = {
     ("handlers", "columns"): models.Columns,
 }
 
-# What pydantic finds → what it should have been; {name} is taken from the error's own data.
-_WORDS = {
-    "missing": "is missing",
-    "greater_than": "must be more than {gt}",
-    "greater_than_equal": "must be at least {ge}",
-    "less_than_equal": "must be at most {le}",
-    "finite_number": "must be a finite number",
-    "string_type": "must be text in quotes",
-    "tuple_type": 'must be a list: ["..."]',
-    "frozen_set_type": 'must be a list: ["..."]',
-    "dict_type": "must be a table",
-    "model_type": "must be a table",
-    "model_attributes_type": "must be a table",
-    "literal_error": "must be {expected}",
-    "enum": "must be {expected}",
-    "path_type": "must be a path in quotes",
-}
-
 
 def problem(location: Location, data: Any, text: str) -> str:
     """One line: ``handlers[1] (audit).concurrency = 99: must be at most 64``."""
@@ -69,14 +52,9 @@ def problem_of(error: ErrorDetails, data: Any) -> str:
     location = error["loc"]
     if error["type"] == "extra_forbidden":
         return clean(f"{key_of(location, data)}: unknown key{_suggestion(location)}")
-    if error["type"] == "value_error":
-        text = str(error["ctx"]["error"])
-    elif error["type"] == "tuple_type" and isinstance(error["input"], Mapping):
-        text = f"must be a list of tables; write [[{location[-1]}]]"
-    else:
-        context: Mapping[str, Any] = error.get("ctx", {})
-        text = _WORDS.get(error["type"], error["msg"].lower()).format_map(dict(context))
-    return problem(location, data, text)
+    if error["type"] == "tuple_type" and isinstance(error["input"], Mapping):
+        return problem(location, data, f"must be a list of tables; write [[{location[-1]}]]")
+    return problem(location, data, told(error))
 
 
 def key_of(location: Location, data: Any) -> str:

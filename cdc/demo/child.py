@@ -14,16 +14,19 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from cdc.codes import Code
 from cdc.errors import CdcError
 
 __all__ = ["ChildService", "DemoError"]
 
 DRAIN_SECONDS = 45  # the service itself drains for 30 at most
-LOG_TAIL_LINES = 2  # "error: ..." and "fix: ..."
+LOG_TAIL_LINES = 2  # the last says why it has failed
 
 
 class DemoError(CdcError):
     """The demonstration cannot go on, and why."""
+
+    default_code = Code.DEMO_FAILED
 
 
 class ChildService:

@@ -57,7 +57,8 @@ class Cluster:
     `directory` must be new or empty; `remove` deletes all of it. `settings` are those of postgresql.conf,
     read again by every `start`. With `logical`, wal2json can be used, whatever the server's version demands
     for that. When Python ends, in whatever way, so does the server, and the folder goes, unless `release`
-    was called.
+    was called. Of a `template`, which was created and never started, the files are copied, in a tenth of the time
+    of initdb: its password and its system identifier are those of the copy.
     """
 
     def __init__(
@@ -67,16 +68,19 @@ class Cluster:
         settings: Mapping[str, str] | None = None,
         initdb_args: Sequence[str] = (),
         logical: bool = True,
+        template: Cluster | None = None,
     ) -> None:
         self.bindir = find_bindir(wal2json=logical)
         self.server_version = server_version(self.bindir)
         self.settings = dict(settings or {})
         self.superuser = "postgres"
-        self.password = secrets.token_urlsafe(16)  # over TCP: every user of the machine reaches the loopback
+        # Over TCP: every user of the machine reaches the loopback.
+        self.password: str = template.password if template else secrets.token_urlsafe(16)
         self.port = 0  # chosen by the first start
         self.has_output_plugin_list = False  # known after create: servers of August 2026 and later
         self._initdb_args = tuple(initdb_args)
         self._logical = logical
+        self._template = template
         self._wanted_folder = directory
         self._account = unprivileged_account()
         self._owner_pid = os.getpid()
@@ -91,7 +95,11 @@ class Cluster:
         """Make the folder and run initdb in it, as an ordinary user when we are root."""
         self._make_folder()
         try:
-            self._initdb()
+            if self._template is None:
+                self._initdb()
+            else:
+                self._copy(self._template)
+            self._allow_plugin()
         except BaseException:
             self.remove()
             raise
@@ -270,12 +278,19 @@ class Cluster:
                 f"initdb failed:\n{_tail(result.stdout)}",
                 hint=f"has {self.folder} room, and may the user `postgres` enter all folders above it?",
             )
+        with (self.data / "postgresql.conf").open("a") as conf:
+            conf.write("\ninclude_if_exists 'cluster.conf'\n")
+
+    def _copy(self, template: Cluster) -> None:
+        result = self._run(Path("/bin/cp"), "-a", str(template.data), str(self.data))
+        if result.returncode != 0:
+            raise ClusterError(f"the files of the template cannot be copied:\n{_tail(result.stdout)}")
+
+    def _allow_plugin(self) -> None:
         allowed = self._output_plugin_list()
         self.has_output_plugin_list = allowed is not None
         if self._logical and allowed is not None:
             self.settings.setdefault("output_plugin_libraries", f"{allowed}, wal2json")
-        with (self.data / "postgresql.conf").open("a") as conf:
-            conf.write("\ninclude 'cluster.conf'\n")
 
     def _output_plugin_list(self) -> str | None:
         """The server's `output_plugin_libraries`; None on older ones, which do not start with it."""
@@ -315,8 +330,8 @@ class Cluster:
 
     # Processes --------------------------------------------------------------------------------------
 
-    def _run(self, program: str, *arguments: str, errors: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a program of the server as its user, out of reach of our terminal's Ctrl-C."""
+    def _run(self, program: str | Path, *arguments: str, errors: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a program, of the server unless by its path, as the server's user, out of reach of our Ctrl-C."""
         return subprocess.run(
             [self.bindir / program, *arguments],
             check=False,

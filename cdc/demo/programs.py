@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypedDict
 
+from cdc.codes import Code
 from cdc.errors import CdcError
 
 __all__ = [
@@ -32,6 +33,8 @@ PROGRAMS = ("initdb", "pg_ctl", "postgres")
 
 class ClusterError(CdcError):
     """What is missing or went wrong, and the command that mends it."""
+
+    default_code = Code.DEMO_FAILED
 
 
 class Account(TypedDict, total=False):

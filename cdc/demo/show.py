@@ -6,6 +6,7 @@ Owns the order of things, and that nothing is left of them. The parts know nothi
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import shutil
 import sys
@@ -89,10 +90,9 @@ class Demo:
         cluster.create_database(shop.DATABASE)
         with cluster.connect(shop.DATABASE) as connection:
             shop.create(connection)
-        self._environment = {
-            "CDC_DSN": cluster.dsn(shop.DATABASE, user=shop.ROLE),
-            "CDC_HTTP_PORT": str(free_port()),
-        }
+        port = os.environ.get("CDC_HTTP_PORT") or str(free_port())
+        self._environment = {"CDC_DSN": cluster.dsn(shop.DATABASE, user=shop.ROLE), "CDC_HTTP_PORT": port}
+        self._screen.print(f"Status page: http://127.0.0.1:{port}/\n")
         self._interrupts.check()
         self._start_service()
 
@@ -212,5 +212,6 @@ class Demo:
         return Kept(
             environment={**self._environment, "CDC_CONFIG": str(self._config)},
             psql=f"{cluster.bindir / 'psql'} {shlex.quote(cluster.dsn(shop.DATABASE))}",
-            stop=f"kill -INT $(head -n 1 {pid_file}); sleep 1; rm -r {folder}",
+            # The server removes the file when it has stopped: what it writes until then would be in the way.
+            stop=f"kill -INT $(head -n 1 {pid_file}) && while [ -e {pid_file} ]; do sleep 0.1; done && rm -r {folder}",
         )

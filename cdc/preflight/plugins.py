@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import psycopg
 
 from cdc.logs import clean
-from cdc.preflight.connections import first_line
-from cdc.preflight.findings import Finding, error, ok, quoted
+from cdc.preflight.connections import Trial, first_line
+from cdc.preflight.findings import Finding, error, ok, quoted, warning
 from cdc.preflight.server import Server
 
 __all__ = ["judge_answer", "judge_list", "names_in"]
@@ -46,10 +46,39 @@ def names_in(setting: str) -> list[str]:
     return [quoted_name.replace('""', '"') if quoted_name else bare for quoted_name, bare in found]
 
 
-def judge_answer(plugin: str, objection: psycopg.Error | None, server: Server) -> Finding:
-    """What the server's answer to loading the plugin means."""
-    if objection is None:
-        return ok("plugin", f"the server loads {plugin}")
+def judge_answer(plugin: str, trial: Trial, server: Server, *, slot_exists: bool = False) -> Iterator[Finding]:
+    """What the server's answers to loading the plugin mean. Where the slot exists, none has to be made."""
+    if trial.objection is not None:
+        yield _objected(plugin, trial.objection, server)
+    elif trial.refused_option:
+        yield error(
+            "plugin",
+            f"{plugin} is too old, it refuses what the service asks for: {trial.refused_option}",
+            f"install {plugin} 2.5 or newer on the server: apt-get install postgresql-{server.major}-{plugin}",
+        )
+    else:
+        yield ok("plugin", f"the server loads {plugin}")
+        if trial.blocked_by is not None:
+            if not slot_exists:
+                yield _blocked(trial.blocked_by)
+        elif trial.is_recent:
+            yield ok("plugin_version", f"{plugin} is 2.6 or newer")
+        else:
+            yield ok("plugin_version", f"{plugin} is 2.5: NaN and infinity arrive as None; 2.6 sends them")
+
+
+def _blocked(pids: Sequence[int]) -> Finding:
+    who = f"of process {', '.join(map(str, pids))}" if pids else "that is prepared, or ends in this moment"
+    return warning(
+        "slot_creation",
+        f"making a slot waits for the end of a transaction {who}",
+        f"SELECT pg_terminate_backend({pids[0]});  -- where it is an idle session"
+        if pids
+        else "SELECT gid, prepared FROM pg_prepared_xacts;  -- then: COMMIT PREPARED or ROLLBACK PREPARED",
+    )
+
+
+def _objected(plugin: str, objection: psycopg.Error, server: Server) -> Finding:
     text = f"the server does not load {plugin}: {first_line(objection)}"
     fix = ""
     if objection.sqlstate == "42501" and "output plugin" in str(objection):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from cdc.codes import Code
 from cdc.config import Config, SourceConfig
 from cdc.errors import (
     CheckpointMismatch,
@@ -23,10 +24,12 @@ from cdc.replication import SystemIdentity
 from cdc.resume import resume_point
 from cdc.slots import SlotInfo
 from cdc.state import Checkpoint, open_state
+from cdc.state.owner import require_makeable
 
 __all__ = ["has_state", "judge", "load"]
 
 SQLITE = "sqlite:///"
+_NO_STATE = ok("checkpoint", "no state yet: cdc run makes it, and begins at the slot's position")
 _CODES: Mapping[type[StreamRefused], str] = {
     CheckpointMismatch: "checkpoint_mismatch",
     SlotMissing: "checkpoint_without_slot",
@@ -38,17 +41,28 @@ _CODES: Mapping[type[StreamRefused], str] = {
 def load(config: Config) -> tuple[Checkpoint | None, list[Finding]]:
     """The checkpoint, and what is wrong with the state that should hold it. Blocks on the disk."""
     if not has_state(config):
-        return None, [ok("checkpoint", "no state yet: cdc run makes it, and begins at the slot's position")]
+        return None, [_NO_STATE]
     try:
         state = open_state(config.state.url, read_only=True)
     except StateError as problem:
-        return None, [error("state", problem.message, problem.hint)]
+        return None, [_not_opened(config, problem)]
     try:
         return state.load(), []
     except StateError as problem:
         return None, [error("state", problem.message, problem.hint)]
     finally:
         state.close()
+
+
+def _not_opened(config: Config, problem: StateError) -> Finding:
+    if problem.code == Code.STATE_MISSING and not config.state.url.startswith(SQLITE):
+        try:
+            require_makeable(config.state.url)
+        except StateError as obstacle:
+            problem = obstacle
+        else:
+            return _NO_STATE
+    return error("state", problem.message, problem.hint)
 
 
 def has_state(config: Config) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
+from cdc.preflight import standbys
 from cdc.preflight.findings import Finding, error, ok, quoted, warning
 
 __all__ = ["Server", "judge", "read"]
@@ -20,6 +21,9 @@ OLDEST = 130000  # the first with wal_status, without which nobody sees a slot d
 DATA_LOSS_FIXED = {13: 21, 14: 18, 15: 13, 16: 9, 17: 5}
 # Later corrections of logical decoding: aborted subtransactions with DDL, a race in the first snapshot.
 DECODING_FIXED = {15: 20}
+SMALL_KEEP_MB = 1024  # a bulk load of minutes writes as much
+CONNECTIONS = 4  # of the service: stream, lookout, and for moments the catalog and a lookout that is renewed
+LONGEST_STATUS_MS = 10_000  # as in `cdc.session`
 SHORT_SENDER_TIMEOUT_MS = 10_000  # a pause of a busy client's machine must not look like its death
 
 _SETTINGS = (
@@ -29,8 +33,12 @@ _SETTINGS = (
 _QUERY = """
 SELECT r.rolname, r.rolcanlogin, r.rolreplication, r.rolsuper,
        (SELECT count(*) FROM pg_replication_slots),
-       (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walsender'),
-       (SELECT json_object_agg(name, setting) FROM pg_settings WHERE name = ANY(%s))
+       (SELECT count(*) FROM pg_stat_get_wal_senders()),  -- pg_stat_activity hides those of other roles
+       (SELECT json_object_agg(name, setting) FROM pg_settings WHERE name = ANY(%s)),
+       r.rolconnlimit, pg_is_in_recovery(), pg_backend_pid(),
+       (SELECT count(*) FROM pg_replication_slots WHERE slot_type = 'physical' AND NOT active)
+       + (SELECT count(*) FROM pg_stat_get_wal_senders() w WHERE NOT EXISTS (
+             SELECT FROM pg_replication_slots s WHERE s.active_pid = w.pid AND s.slot_type = 'logical'))
 FROM pg_roles r WHERE r.rolname = current_user
 """
 
@@ -47,6 +55,10 @@ class Server:
     slots: int
     walsenders: int
     settings: Mapping[str, str]
+    connection_limit: int = -1  # of the role
+    in_recovery: bool = False
+    backend_pid: int = 0
+    standbys: int = 0  # physical ones, as far as they show: walsenders that serve no logical slot, and physical slots
 
     @property
     def major(self) -> int:
@@ -68,9 +80,12 @@ async def read(connection: AsyncConnection[TupleRow]) -> Server:
     return Server(connection.info.server_version, *row)
 
 
-def judge(server: Server, *, slot_exists: bool) -> Iterator[Finding]:
-    """Everything that the values tell, the most basic first."""
+def judge(server: Server, *, slot_exists: bool, failover: bool = False) -> Iterator[Finding]:
+    """Everything that the values tell, the most basic first. `failover`: what the configuration asks for."""
     yield from _version(server)
+    yield from standbys.judge(
+        major=server.major, in_recovery=server.in_recovery, standbys=server.standbys, failover=failover
+    )
     yield from _wal_level(server)
     yield from _encoding(server)
     yield from _role(server)
@@ -130,15 +145,27 @@ def _encoding(server: Server) -> Iterator[Finding]:
 
 
 def _role(server: Server) -> Iterator[Finding]:
-    if server.is_superuser or (server.can_login and server.can_replicate):
-        kind = "is a superuser; REPLICATION would do" if server.is_superuser else "has REPLICATION"
-        yield ok("role", f"role {server.role} {kind}")
+    if server.is_superuser:
+        yield warning(
+            "role",
+            f"role {server.role} is a superuser: whoever gets its password owns the server; REPLICATION would do",
+            "CREATE ROLE cdc LOGIN REPLICATION PASSWORD '...';  -- and name it in source.dsn",
+        )
         return
-    yield error(
-        "role",
-        f"role {server.role} lacks {'REPLICATION' if server.can_login else 'LOGIN REPLICATION'}",
-        f"ALTER ROLE {quoted(server.role)} WITH LOGIN REPLICATION;",
-    )
+    if not (server.can_login and server.can_replicate):
+        yield error(
+            "role",
+            f"role {server.role} lacks {'REPLICATION' if server.can_login else 'LOGIN REPLICATION'}",
+            f"ALTER ROLE {quoted(server.role)} WITH LOGIN REPLICATION;",
+        )
+        return
+    yield ok("role", f"role {server.role} has REPLICATION, which reads every table of the database")
+    if 0 <= server.connection_limit < CONNECTIONS:
+        yield warning(
+            "connection_limit",
+            f"role {server.role} may have {server.connection_limit} connections, the service uses up to {CONNECTIONS}",
+            f"ALTER ROLE {quoted(server.role)} CONNECTION LIMIT {CONNECTIONS};",
+        )
 
 
 def _room(server: Server, *, slot_exists: bool) -> Iterator[Finding]:
@@ -170,6 +197,17 @@ def _retention(server: Server) -> Iterator[Finding]:
             "ALTER SYSTEM SET max_slot_wal_keep_size = '10GB'; SELECT pg_reload_conf();"
             "  -- a size that outlasts your longest outage and that the disk can spare",
         )
+    elif 0 < server.number("max_slot_wal_keep_size") < SMALL_KEEP_MB:
+        yield warning(
+            "max_slot_wal_keep_size",
+            f"max_slot_wal_keep_size is {server.settings['max_slot_wal_keep_size']} MB: a short outage of the service"
+            " or one large transaction invalidates the slot, and changes are lost",
+            "ALTER SYSTEM SET max_slot_wal_keep_size = '10GB'; SELECT pg_reload_conf();"
+            "  -- a size that outlasts your longest outage and that the disk can spare",
+        )
+    elif "max_slot_wal_keep_size" in server.settings:
+        kept = server.number("max_slot_wal_keep_size") / 1024
+        yield ok("max_slot_wal_keep_size", f"a slot keeps at most {kept:,.1f} GiB of WAL")
     if idle := server.number("idle_replication_slot_timeout"):
         yield warning(
             "idle_replication_slot_timeout",
@@ -182,5 +220,7 @@ def _retention(server: Server) -> Iterator[Finding]:
     elif timeout < SHORT_SENDER_TIMEOUT_MS:
         text = f"wal_sender_timeout is {timeout} ms: a short pause of this machine costs the connection"
     else:
+        interval = min(LONGEST_STATUS_MS, timeout / 3) / 1000
+        yield ok("wal_sender_timeout", f"wal_sender_timeout is {timeout / 1000:g} s: we answer every {interval:g} s")
         return
     yield warning("wal_sender_timeout", text, "ALTER SYSTEM SET wal_sender_timeout = '60s'; SELECT pg_reload_conf();")

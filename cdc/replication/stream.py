@@ -34,6 +34,10 @@ SILENT_INTERVALS = 12
 """Status updates without an answer after which a connection that the kernel takes for alive counts as dead: two minutes
 by default. A server that decodes a transaction of which nothing is for us may be silent for a while."""
 
+LOOK_AGAIN_MESSAGES = 16
+"""A burst of so many may have more behind it in the socket: looked for at once. After fewer it is the selector that
+tells of more; a system call that finds nothing would be a part of every transaction's latency."""
+
 
 class ReplicationStream:
     """An open stream of a slot. `read` on the event loop; status updates run by themselves."""
@@ -101,7 +105,7 @@ class ReplicationStream:
                 elif length < 0 or lost is not None:
                     self._end = self._ended() if length < 0 else lost
                     break
-                elif may_have_more:
+                elif may_have_more and len(payloads) >= LOOK_AGAIN_MESSAGES:
                     lost = self._consume()
                     may_have_more = False
                 else:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cdc.codes import Code
 from cdc.errors import StateError
 from cdc.state.postgres import PostgresState
 from cdc.state.records import (
@@ -55,10 +56,12 @@ def open_state(url: str, *, read_only: bool = False, owner: bool = False) -> Sta
     if separator and scheme == "sqlite":
         path = rest.removeprefix("/")
         if not rest.startswith("/") or path in {"", ":memory:"}:
-            raise StateError("state.url: sqlite:// without the path of a file", hint=_EXAMPLE)
+            raise StateError(
+                "state.url: sqlite:// without the path of a file", hint=_EXAMPLE, code=Code.STATE_URL_WRONG
+            )
         return SqliteState.open(Path(path), read_only=read_only, owner=owner)
     if separator and scheme in {"postgresql", "postgres"}:
         return PostgresState.open(url, read_only=read_only, owner=owner)
     # The rest of the URL is not repeated: it may hold a password.
     known = f"{scheme}:// is not a kind of state" if separator else "this is not a URL"
-    raise StateError(f"state.url: {known}", hint=_EXAMPLE)
+    raise StateError(f"state.url: {known}", hint=_EXAMPLE, code=Code.STATE_URL_WRONG)

@@ -8,6 +8,7 @@ use: closing it would drop the locks that SQLite holds on it in this process
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import sqlite3
@@ -16,6 +17,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from time import monotonic, sleep
 
+from cdc.codes import Code
 from cdc.errors import StateBusy, StateError
 
 __all__ = ["DAMAGED_HINT", "DatabaseFile", "explained"]
@@ -69,25 +71,37 @@ DAMAGED_HINT = (
     "restore it from a backup, or move it away with its -wal and -shm files: cdc run then goes on from "
     "the slot's own position, the latest events come again, records of removals and gaps are lost"
 )
-_PROBLEMS = {  # SQLite's primary result code -> what it means here, what to do
+_PROBLEMS = {  # SQLite's primary result code -> what it means here, its code, what to do
     sqlite3.SQLITE_NOTADB: (
         "is not an SQLite database",
+        Code.STATE_FOREIGN,
         f"see what it is and whether state.url is right; {DAMAGED_HINT}",
     ),
-    sqlite3.SQLITE_CORRUPT: ("is damaged", DAMAGED_HINT),
-    sqlite3.SQLITE_FULL: ("cannot be written, the disk is full", "make room on its file system"),
-    sqlite3.SQLITE_READONLY: ("cannot be written", "give cdc write permission on the file and its folder"),
+    sqlite3.SQLITE_CORRUPT: ("is damaged", Code.STATE_DAMAGED, DAMAGED_HINT),
+    sqlite3.SQLITE_FULL: ("cannot be written, the disk is full", Code.STATE_DISK, "make room on its file system"),
+    sqlite3.SQLITE_READONLY: (
+        "cannot be written",
+        Code.STATE_NOT_PERMITTED,
+        "give cdc write permission on the file and its folder",
+    ),
     sqlite3.SQLITE_CANTOPEN: (
         "cannot be opened",
+        Code.STATE_NOT_PERMITTED,
         "give cdc permission on the file and write permission on its folder",
     ),
-    sqlite3.SQLITE_PERM: ("cannot be opened", "give cdc permission on the file and its folder"),
-    sqlite3.SQLITE_BUSY: ("is locked by another program", "end the program that holds it open"),
+    sqlite3.SQLITE_PERM: (
+        "cannot be opened",
+        Code.STATE_NOT_PERMITTED,
+        "give cdc permission on the file and its folder",
+    ),
+    sqlite3.SQLITE_BUSY: ("is locked by another program", Code.STATE_LOCKED, "end the program that holds it open"),
     sqlite3.SQLITE_IOERR: (
         "cannot be read or written",
+        Code.STATE_DISK,
         "look for errors of its disk in the system log, and for a full one",
     ),
 }
+_ERRNO = {errno.ENOSPC: Code.STATE_DISK, errno.EACCES: Code.STATE_NOT_PERMITTED, errno.EROFS: Code.STATE_NOT_PERMITTED}
 
 
 class DatabaseFile:
@@ -127,12 +141,13 @@ def explained(path: Path) -> Iterator[None]:
         # Errors of Python's own module (a closed store) have no code; extended codes keep the primary
         # one in their low byte.
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-        what, hint = _PROBLEMS.get(code, ("cannot be used", ""))
-        raise StateError(f"{path} {what}: {error}", hint=hint) from error
+        what, name, hint = _PROBLEMS.get(code, ("cannot be used", Code.STATE_UNUSABLE, ""))
+        raise StateError(f"{path} {what}: {error}", hint=hint, code=name) from error
     except OSError as error:
         raise StateError(
             f"{path} cannot be used: {error.strerror or error}",
             hint="give cdc a folder that it may write to, with room on its file system",
+            code=_ERRNO.get(error.errno or 0, Code.STATE_UNUSABLE),
         ) from error
 
 
@@ -169,24 +184,32 @@ def _unlock(lock: int | None) -> None:
 
 
 def _no_folder(path: Path) -> StateError:
-    return StateError(f"{path}: its folder does not exist", hint=f"mount it or make it: mkdir -p '{path.parent}'")
+    return StateError(
+        f"{path}: its folder does not exist",
+        hint=f"mount it or make it: mkdir -p '{path.parent}'",
+        code=Code.STATE_MISSING,
+    )
 
 
 def _require_file(path: Path, *, read_only: bool, locked: bool) -> None:
     """See to it that there is a file to open. Whatever is there already is never replaced."""
     if path.exists():
         if not path.is_file():
-            raise StateError(f"{path} is not a file", hint="name a file in state.url")
+            raise StateError(f"{path} is not a file", hint="name a file in state.url", code=Code.STATE_FOREIGN)
         size = path.stat().st_size
         if size < _SMALLEST_PAGE:
-            raise StateError(f"{path} is not whole: {size} bytes are left of it", hint=DAMAGED_HINT)
+            raise StateError(
+                f"{path} is not whole: {size} bytes are left of it", hint=DAMAGED_HINT, code=Code.STATE_DAMAGED
+            )
         return
     if not path.parent.is_dir():
         raise _no_folder(path)
     if _has_wal(path):  # the newest checkpoints of a file that is gone; SQLite would delete them
-        raise StateError(f"{path} is gone, but {path.name}-wal is there", hint=DAMAGED_HINT)
+        raise StateError(f"{path} is gone, but {path.name}-wal is there", hint=DAMAGED_HINT, code=Code.STATE_DAMAGED)
     if read_only:
-        raise StateError(f"{path} does not exist", hint="cdc run makes it at its start; is state.url right?")
+        raise StateError(
+            f"{path} does not exist", hint="cdc run makes it at its start; is state.url right?", code=Code.STATE_MISSING
+        )
     if locked:
         _create(path)
         return
@@ -278,19 +301,22 @@ def _connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
 def _refuse_foreign(path: Path, db: sqlite3.Connection) -> None:
     (application_id,) = db.execute("PRAGMA application_id").fetchone()
     if application_id != _APPLICATION_ID:
-        raise StateError(f"{path} is a database of another program", hint="name another file in state.url")
+        raise StateError(
+            f"{path} is a database of another program", hint="name another file in state.url", code=Code.STATE_FOREIGN
+        )
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if version != _VERSION:
         age = "a newer" if version > _VERSION else "an unknown"
         raise StateError(
             f"{path} was written by {age} version of cdc (layout {version}, this one knows {_VERSION})",
             hint="start the version of cdc that wrote it",
+            code=Code.STATE_NEWER,
         )
 
 
 def _refuse_damaged(path: Path, db: sqlite3.Connection, *, half_page: bool) -> None:
     if half_page:  # SQLite reads zeros for what is missing of it
-        raise StateError(f"{path} is not whole: its last page is torn", hint=DAMAGED_HINT)
+        raise StateError(f"{path} is not whole: its last page is torn", hint=DAMAGED_HINT, code=Code.STATE_DAMAGED)
     (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
-        raise StateError(f"{path} is damaged: {verdict}", hint=DAMAGED_HINT)
+        raise StateError(f"{path} is damaged: {verdict}", hint=DAMAGED_HINT, code=Code.STATE_DAMAGED)

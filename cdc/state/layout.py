@@ -10,9 +10,10 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
+from cdc.codes import Code
 from cdc.errors import StateError
 from cdc.state import lock
-from cdc.state.server import Server, Session, quoted
+from cdc.state.server import PRIMARY, Server, Session, quoted
 
 __all__ = ["only_row", "require_layout"]
 
@@ -62,7 +63,11 @@ def require_layout(session: Session, server: Server, *, read_only: bool) -> None
     """See to it that the schema is there, whole and ours."""
     if not _has_layout(session, server):
         if read_only:
-            raise StateError(f"{server} does not exist", hint="cdc run makes it at its start; is state.url right?")
+            raise StateError(
+                f"{server} does not exist",
+                hint="cdc run makes it at its start; is state.url right?",
+                code=Code.STATE_MISSING,
+            )
         with session.transaction():
             lock.creating(session, server.schema)
             if not _has_layout(session, server):
@@ -73,6 +78,7 @@ def require_layout(session: Session, server: Server, *, read_only: bool) -> None
         raise StateError(
             f"{server} was written by {age} version of cdc (layout {version}, this one knows {_VERSION})",
             hint="start the version of cdc that wrote it",
+            code=Code.STATE_NEWER,
         )
 
 
@@ -84,29 +90,59 @@ def _has_layout(session: Session, server: Server) -> bool:
     ).fetchone()
     ours, all_ = row or (0, 0)
     if all_ and not ours:
-        raise StateError(f"{server} is of another program", hint=_FOREIGN)
+        raise StateError(f"{server} is of another program", hint=_FOREIGN, code=Code.STATE_FOREIGN)
     return bool(ours)
 
 
 def _create(session: Session, server: Server) -> None:
-    name, role = quoted(server.schema), quoted(session.info.user)
-    (exists,) = session.execute(
-        "SELECT count(*) FROM pg_catalog.pg_namespace WHERE nspname = %s", [server.schema]
-    ).fetchone() or (0,)
+    exists, _ = _rights(session, server)
     try:
         if not exists:
             session.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(server.schema)))
         session.execute(_LAYOUT.format(version=_VERSION).encode())
     except psycopg.errors.InsufficientPrivilege:
-        command = f"ALTER SCHEMA {name} OWNER TO {role};" if exists else f"CREATE SCHEMA {name} AUTHORIZATION {role};"
+        raise _not_permitted(session, server, exists=exists) from None
+
+
+def require_makeable(session: Session, server: Server) -> None:
+    """StateError when a first start could not make the schema and its tables; changes nothing."""
+    # A standby tells of the same privileges as its primary.
+    if session.execute("SELECT pg_is_in_recovery()").fetchone() == (True,):
         raise StateError(
-            f"{server} cannot be made by role {session.info.user}", hint=f"let an owner of the database run: {command}"
-        ) from None
+            f"{server} cannot be made, its server is a standby", hint=PRIMARY, code=Code.STATE_NOT_PERMITTED
+        )
+    exists, may_create = _rights(session, server)
+    if not may_create:
+        raise _not_permitted(session, server, exists=exists)
+
+
+def _rights(session: Session, server: Server) -> tuple[bool, bool]:
+    """Whether the schema is there, and whether the role may create what is missing."""
+    row = session.execute(
+        "SELECT n.oid IS NOT NULL, CASE WHEN n.oid IS NULL"
+        " THEN has_database_privilege(current_database(), 'CREATE') ELSE has_schema_privilege(n.oid, 'CREATE') END"
+        " FROM (VALUES (%s)) AS wanted (name) LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = wanted.name",
+        [server.schema],
+    ).fetchone()
+    exists, may_create = row or (False, False)
+    return exists, may_create
+
+
+def _not_permitted(session: Session, server: Server, *, exists: bool) -> StateError:
+    name, role = quoted(server.schema), quoted(session.info.user)
+    command = f"ALTER SCHEMA {name} OWNER TO {role};" if exists else f"CREATE SCHEMA {name} AUTHORIZATION {role};"
+    return StateError(
+        f"{server} cannot be made by role {session.info.user}",
+        hint=f"let an owner of the database run: {command}",
+        code=Code.STATE_NOT_PERMITTED,
+    )
 
 
 def only_row(session: Session, query: str) -> tuple[Any, ...]:
     """What `query` tells of the one row of `service`."""
     row: tuple[Any, ...] | None = session.execute(query.encode()).fetchone()
     if row is None:
-        raise StateError("the state has lost its row of service", hint="restore the schema from a backup")
+        raise StateError(
+            "the state has lost its row of service", hint="restore the schema from a backup", code=Code.STATE_DAMAGED
+        )
     return row

@@ -1,4 +1,7 @@
-"""Whether a service owns the state at this moment: asked by commands, who then know whether they are heard."""
+"""Who owns the state, and could somebody come to: asked by commands.
+
+Whether a service owns it at this moment, so that they know whether they are heard; whether a first start could make it.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,10 @@ import fcntl
 import os
 from pathlib import Path
 
-from cdc.state import lock
+from cdc.state import layout, lock
 from cdc.state.server import Server
 
-__all__ = ["is_owned"]
+__all__ = ["is_owned", "require_makeable"]
 
 
 def is_owned(url: str) -> bool:
@@ -20,6 +23,13 @@ def is_owned(url: str) -> bool:
     server = Server.parse(url)
     with server.explained(), server.connect(read_only=True, owner=False) as session:
         return lock.holder(session, server.schema) is not None
+
+
+def require_makeable(url: str) -> None:
+    """StateError when a first start could not make the state at `url`, a PostgreSQL that has none yet."""
+    server = Server.parse(url)
+    with server.explained(), server.connect(read_only=True, owner=False) as session:
+        layout.require_makeable(session, server)
 
 
 def _is_locked(path: Path) -> bool:

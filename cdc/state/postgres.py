@@ -13,6 +13,7 @@ from zlib import crc32
 
 import psycopg
 
+from cdc.codes import Code
 from cdc.consumer import Consumer
 from cdc.errors import StateBusy, StateError
 from cdc.state import lock
@@ -81,6 +82,9 @@ class PostgresState(RowStore):
             session.seconds = _CLOSE_SECONDS
             if self._term is not None:
                 session.execute("UPDATE service SET owner = '' WHERE term = %s", [self._term])
+                # The server lets it go by itself when it notices the end of the connection: by then the next one,
+                # who was told that we are done, may have been refused.
+                session.execute("SELECT pg_advisory_unlock_all()")
 
     # Sessions ---------------------------------------------------------------------------------------
 
@@ -120,6 +124,7 @@ class PostgresState(RowStore):
             f"{self.where} was taken over by another cdc run: nothing more is written here",
             holder="another cdc run",
             hint="start cdc run again: it waits for that one",
+            code=Code.STATE_TAKEN_OVER,
         )
         raise self._refusal
 
@@ -131,7 +136,9 @@ class PostgresState(RowStore):
                 raise self._refusal
             if self._session is None:
                 if not self.leased:
-                    raise StateError(f"{self.where}: the connection was lost", hint="try again")
+                    raise StateError(
+                        f"{self.where}: the connection was lost", hint="try again", code=Code.STATE_UNREACHABLE
+                    )
                 self._connect()
             session = self._session
             assert session is not None  # noqa: S101 - connected
@@ -153,7 +160,9 @@ class PostgresState(RowStore):
             try:
                 yield rows
             except (TypeError, ValueError) as error:  # values that no version of cdc writes
-                raise StateError(f"{self.where} is damaged: {error}", hint="restore it from a backup") from error
+                raise StateError(
+                    f"{self.where} is damaged: {error}", hint="restore it from a backup", code=Code.STATE_DAMAGED
+                ) from error
 
     @contextmanager
     def _writing(self) -> Iterator[_Rows]:
@@ -193,6 +202,14 @@ class _Rows:
     def executemany(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
         with self._session.cursor() as cursor:
             cursor.executemany(_numbered(statement), rows)
+
+    def has_table(self, name: str) -> bool:
+        found = self._session.execute(
+            "SELECT 1 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+            "WHERE n.nspname = current_schema() AND c.relname = %s",
+            [name],
+        )
+        return found.fetchone() is not None
 
     def among(self, ids: Collection[int]) -> tuple[str, list[int]]:
         return "id = ANY (CAST(? AS bigint[]))", [number for number in ids if 0 < number < 2**63]

@@ -193,14 +193,23 @@ class StateStore(Protocol):
     def mark_removed(self, name: str, position: Position, reason: str) -> None:
         """Record that the callback is not called after `position`; an earlier removal stands, and resuming ends."""
 
+    def mark_paused(self, name: str, position: Position, reason: str) -> None:
+        """Record that the callback is not called after `position` until it is resumed; a removal stands."""
+
     def mark_resuming(self, name: str) -> None:
-        """Of a removed callback: it shall get what was parked, then the live stream. Nothing if it is not removed."""
+        """Of a removed or paused callback: it shall get what was parked, then the live stream. Nothing of any other."""
 
     def mark_active(self, name: str) -> None:
         """Forget the removal, if there was one."""
 
     def forget(self, name: str) -> None:
         """Drop all that is known of a callback that is not configured any more: record, dead letters, gaps."""
+
+    def note_configuration(self, text: str) -> None:
+        """Keep what the owner's configuration is known by, in place of what was kept."""
+
+    def configuration(self) -> str | None:
+        """What an owner has kept with `note_configuration`; None when there is nothing."""
 
     def gaps(self) -> list[Gap]:
         """List what was not delivered, by position."""

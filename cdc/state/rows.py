@@ -41,6 +41,9 @@ class Rows(Protocol):
     def executemany(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
         """Run it once for each row of values."""
 
+    def has_table(self, name: str) -> bool:
+        """Whether the state has that table."""
+
     def among(self, ids: Collection[int]) -> tuple[str, Any]:
         """A condition on the column `id`, and its one value, however many ids there are."""
 

@@ -6,6 +6,7 @@ Must not know tables and owners. No message repeats the URL: it may hold a passw
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,9 +18,10 @@ from urllib.parse import unquote
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from cdc.codes import Code
 from cdc.errors import StateError
 
-__all__ = ["APPLICATION", "LEASE_SECONDS", "Server", "Session", "quoted"]
+__all__ = ["APPLICATION", "LEASE_SECONDS", "PRIMARY", "Server", "Session", "quoted"]
 
 LEASE_SECONDS = 3.5
 """An owner who is silent for so long has lost the state: three pings, and another takes over within five seconds."""
@@ -60,19 +62,62 @@ _SESSION = {
 }
 """Pinned, because ALTER ROLE and ALTER DATABASE ... SET reach here; what a server does not know is left out."""
 
-_REFUSALS = {  # SQLSTATE -> what it means here, what to do
-    "25006": ("cannot be written", "a standby and a read-only session cannot: name the primary in state.url"),
-    "28000": ("cannot be opened", "mend user and password in state.url, or the server's pg_hba.conf"),
-    "28P01": ("cannot be opened", "mend user and password in state.url, or use a PGPASSFILE"),
-    "3D000": ("cannot be opened", "create the database, or mend its name in state.url"),
-    "42501": ("cannot be used", "give the role of state.url the schema and its tables: ALTER SCHEMA ... OWNER TO ...;"),
-    "42P01": ("is damaged", "restore the schema from a backup, or drop it: cdc run then makes a new one"),
-    "42703": ("is of another program", "name another schema in state.url: ?schema=NAME"),
-    "53100": ("cannot be written, its server's disk is full", "make room on the server"),
-    "53300": ("cannot be opened", "free a connection, or raise max_connections"),
-    "55P03": ("is locked by another command", "wait until it has ended, or end it"),
-    "57P05": ("was lost, it was silent for too long", "cdc run takes it again if nobody else has it"),
+PRIMARY = "a standby and a read-only session cannot: name the primary in state.url"
+"""What the operator does about a state that cannot be written."""
+_CONNECT = "42501 CONNECT"  # the same SQLSTATE as for tables, another remedy
+_REFUSALS = {  # SQLSTATE -> what it means here, its code, what to do
+    "25006": (
+        "cannot be written",
+        Code.STATE_NOT_PERMITTED,
+        PRIMARY,
+    ),
+    "28000": (
+        "cannot be opened",
+        Code.STATE_NOT_PERMITTED,
+        "mend user and password in state.url, or the server's pg_hba.conf",
+    ),
+    "28P01": (
+        "cannot be opened",
+        Code.STATE_NOT_PERMITTED,
+        "mend user and password in state.url, or use a PGPASSFILE",
+    ),
+    "3D000": ("cannot be opened", Code.STATE_MISSING, "create the database, or mend its name in state.url"),
+    "42501": (
+        "cannot be used",
+        Code.STATE_NOT_PERMITTED,
+        "give the role of state.url the schema and its tables: ALTER SCHEMA ... OWNER TO ...;",
+    ),
+    _CONNECT: (
+        "cannot be opened",
+        Code.STATE_NOT_PERMITTED,
+        "let the role of state.url in: GRANT CONNECT ON DATABASE ... TO ...;",
+    ),
+    "42P01": (
+        "is damaged",
+        Code.STATE_DAMAGED,
+        "restore the schema from a backup, or drop it: cdc run then makes a new one",
+    ),
+    "42703": ("is of another program", Code.STATE_FOREIGN, "name another schema in state.url: ?schema=NAME"),
+    "53100": ("cannot be written, its server's disk is full", Code.STATE_DISK, "make room on the server"),
+    "53300": ("cannot be opened", Code.STATE_UNREACHABLE, "free a connection, or raise max_connections"),
+    "55P03": ("is locked by another command", Code.STATE_LOCKED, "wait until it has ended, or end it"),
+    "57P05": (
+        "was lost, it was silent for too long",
+        Code.STATE_UNREACHABLE,
+        "cdc run takes it again if nobody else has it",
+    ),
 }
+_SENTENCES = (  # libpq gives no SQLSTATE of a refused connection; what is found in its words -> which it would be
+    (r"authentication failed", "28P01"),
+    (r"no password supplied", "28P01"),
+    (r"pg_hba\.conf", "28000"),
+    (r"is not permitted to log in", "28000"),
+    (r'FATAL: role "', "28000"),
+    (r'FATAL: database ".*" does not exist', "3D000"),
+    (r"FATAL: permission denied for database", _CONNECT),
+    (r"too many", "53300"),
+    (r"remaining connection slots", "53300"),
+)
 _NO_ANSWER = "is the server up, and state.url right? try: pg_isready"
 
 T = TypeVar("T")
@@ -123,13 +168,15 @@ class Server:
         try:
             given = conninfo_to_dict(f"{base}?{rest}" if rest else base)
         except (psycopg.Error, ValueError):
-            raise StateError("state.url: libpq cannot read it", hint=_URL) from None
+            raise StateError("state.url: libpq cannot read it", hint=_URL, code=Code.STATE_URL_WRONG) from None
         schema = names[-1] if names else _DEFAULT_SCHEMA
         if not 0 < len(schema.encode()) <= _LONGEST_NAME or "\0" in schema:
-            raise StateError("state.url: schema= needs a name of 1 to 63 bytes", hint=_URL)
+            raise StateError("state.url: schema= needs a name of 1 to 63 bytes", hint=_URL, code=Code.STATE_URL_WRONG)
         if schema in {"public", "information_schema"} or schema.startswith("pg_"):
             raise StateError(
-                f"state.url: the state needs a schema of its own, {schema} is not", hint="leave schema= out: walsignal"
+                f"state.url: the state needs a schema of its own, {schema} is not",
+                hint="leave schema= out: walsignal",
+                code=Code.STATE_URL_WRONG,
             )
         return cls({key: str(value) for key, value in given.items() if value is not None}, schema)
 
@@ -171,8 +218,14 @@ class Server:
         words = " ".join((error.diag.message_primary or str(error)).split())[:300]
         if password := self.parameters.get("password"):
             words = words.replace(password, "***")
-        known = _REFUSALS.get(error.sqlstate or "")
+        state = error.sqlstate or next((state for pattern, state in _SENTENCES if re.search(pattern, words)), "")
+        known = _REFUSALS.get(state)
         if known is None:
             is_line = isinstance(error, psycopg.OperationalError)
-            known = ("cannot be reached", _NO_ANSWER) if is_line else ("cannot be used", "see the server's log")
-        return StateError(f"{self} {known[0]}: {words}", hint=known[1])
+            known = (
+                ("cannot be reached", Code.STATE_UNREACHABLE, _NO_ANSWER)
+                if is_line
+                else ("cannot be used", Code.STATE_UNUSABLE, "see the server's log")
+            )
+        what, code, hint = known
+        return StateError(f"{self} {what}: {words}", hint=hint, code=code)

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from cdc.codes import Code
 from cdc.errors import StateError
 from cdc.state.files import DAMAGED_HINT, DatabaseFile, explained
 from cdc.state.rows import clean
@@ -63,7 +64,9 @@ class SqliteState(RowStore):
             try:
                 yield rows
             except (TypeError, ValueError) as error:  # values that no version of cdc writes
-                raise StateError(f"{self._path} is damaged: {error}", hint=DAMAGED_HINT) from error
+                raise StateError(
+                    f"{self._path} is damaged: {error}", hint=DAMAGED_HINT, code=Code.STATE_DAMAGED
+                ) from error
 
     def _writing(self) -> AbstractContextManager[_Rows]:
         return self._transaction("BEGIN IMMEDIATE")
@@ -90,6 +93,10 @@ class _Rows:
 
     def executemany(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
         self._db.executemany(statement, rows)
+
+    def has_table(self, name: str) -> bool:
+        found = self._db.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (name,))
+        return found.fetchone() is not None
 
     def among(self, ids: Collection[int]) -> tuple[str, str]:
         known = [number for number in ids if 0 < number <= _HIGHEST_ID]

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import astuple, fields, replace
 from datetime import UTC, datetime
 
+from cdc.codes import Code
 from cdc.errors import StateError
 from cdc.events import Position
 from cdc.lsn import Lsn
@@ -39,6 +40,8 @@ _CHECKPOINT = (
     "INSERT INTO checkpoint VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?) "  # noqa: S608 - our own words
     f"ON CONFLICT (id) DO UPDATE SET {_REPLACED}"
 )
+
+_CONFIGURATION = "CREATE TABLE configuration (id INTEGER PRIMARY KEY CHECK (id = 1), content TEXT NOT NULL)"
 
 
 class RowStore(ABC):
@@ -100,13 +103,20 @@ class RowStore(ABC):
         return [records[name] for name in sorted(records)]
 
     def mark_removed(self, name: str, position: Position, reason: str) -> None:
+        self._mark(name, CallbackState.REMOVED, position, reason)
+
+    def mark_paused(self, name: str, position: Position, reason: str) -> None:
+        self._mark(name, CallbackState.PAUSED, position, reason)
+
+    def _mark(self, name: str, state: CallbackState, position: Position, reason: str) -> None:
+        """A removal stands, whatever comes later, until it is resumed."""
         with self._writing() as rows:
             rows.execute(
-                "INSERT INTO removed VALUES (?, ?, ?, ?, ?) "
-                "ON CONFLICT (callback) DO UPDATE SET state = excluded.state",
+                "INSERT INTO removed VALUES (?, ?, ?, ?, ?) ON CONFLICT (callback) DO UPDATE "
+                "SET state = excluded.state WHERE removed.state <> 'removed'",
                 [
                     name,
-                    CallbackState.REMOVED.value,
+                    state.value,
                     str(position),
                     time_column(datetime.now(UTC)),
                     rows.text(reason),
@@ -126,6 +136,22 @@ class RowStore(ABC):
             letters.drop(rows, LetterFilter(callback=name))
             for table in ("settled", "removed", "gap"):
                 rows.execute(f"DELETE FROM {table} WHERE callback = ?", [name])  # noqa: S608 - our own words
+
+    def note_configuration(self, text: str) -> None:
+        with self._writing() as rows:
+            if not rows.has_table("configuration"):  # a state that an earlier version has made
+                rows.execute(_CONFIGURATION)
+            rows.execute(
+                "INSERT INTO configuration VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET content = excluded.content",
+                [text],
+            )
+
+    def configuration(self) -> str | None:
+        with self._reading() as rows:
+            if not rows.has_table("configuration"):
+                return None
+            row = rows.execute("SELECT content FROM configuration").fetchone()
+            return None if row is None else str(row[0])
 
     def gaps(self) -> list[Gap]:
         with self._reading() as rows:
@@ -171,6 +197,7 @@ class RowStore(ABC):
             raise StateError(
                 f"{self.where}: the checkpoint would go back from {row[0]} to {checkpoint.flushed_lsn}",
                 hint="this is a mistake in cdc: please report it; the saved checkpoint stands",
+                code=Code.CHECKPOINT_BACKWARDS,
             )
 
 

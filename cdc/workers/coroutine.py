@@ -50,7 +50,7 @@ class CoroutineLane(Lane):
                 return None
             if error is not None:
                 error = await self._blame(share, error)
-            if error is not None or not share.has_waiting:
+            if error is not None or not share.has_waiting or self._resting:
                 return error
         return await self._attempt(share, self._each(share, task))
 
@@ -90,19 +90,16 @@ class CoroutineLane(Lane):
             self._count(len(events), monotonic() - began)
 
     async def _each(self, share: Share, task: object) -> None:
-        registration = self.registration
-        function = registration.invocation.function
-        is_batch = registration.invocation.is_batch
+        function = self.registration.invocation.function
+        is_batch = self.registration.invocation.is_batch
         began = self.started
         for event in share.iterator:
             await function([event] if is_batch else event)
             now = monotonic()
             took = now - began
-            if took < FAST:  # counted together at the end: one clock reading per event
-                registration.consecutive_failures = 0
-            elif self._is_given_up(task):
-                return
-            else:
+            if took >= FAST:  # all others are counted together at the end: one clock reading per event
+                if self._is_given_up(task):
+                    return
                 self._count_slow(took)
             self.started = began = now
 

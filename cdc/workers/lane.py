@@ -17,13 +17,20 @@ from datetime import UTC, datetime
 from time import monotonic
 from typing import Any, Protocol
 
-from cdc.callbacks import SECONDS_BUCKETS, Invocation, Registration
+import structlog
+
+from cdc.callbacks import Registration
 from cdc.errors import CallbackTimeout
 from cdc.events import DatabaseEvent
 from cdc.failures import Failure, is_permanent, retry_after, wait_before
+from cdc.histogram import SECONDS_BUCKETS
+from cdc.invocation import Invocation
 from cdc.progress import Share
+from cdc.traces import trace_fields
 
 __all__ = ["FAST", "MAX_ABANDONED", "Gate", "Lane", "LaneListener", "Opening", "Work"]
+
+log = structlog.get_logger("cdc.lane")
 
 FAST = SECONDS_BUCKETS[0]
 """Seconds below which calls are counted together: a no-op callback is not worth a histogram lookup."""
@@ -161,6 +168,7 @@ class Lane(ABC):
         self._due = 0.0  # when the watchdog shall look
         self._pardoned = 0.0  # when the call began that has got more time
         self._closing = False
+        self._resting = False
         self._stopped = False
         self._ending = False
         self._singly: Share | None = None  # its batch has failed: its events are given one by one
@@ -220,6 +228,20 @@ class Lane(ABC):
             work.finish()
         return rest
 
+    def rest(self) -> asyncio.Task[None] | None:
+        """Begin no other call; what is not begun stays, for `take`. The task that comes to its end by and by, if any.
+
+        A call in work runs to its end or its timeout, and so does the event that is on its way to the dead letters.
+        """
+        if (share := self._share) is not None:
+            share.hold()
+        self._resting = True
+        if self._task is None or self._task.done():
+            return None
+        if not self.started and not self._failing:  # it waits: for work, a gate, `open`, or its next attempt
+            self._task.cancel(f"lane {self.name} is at rest")
+        return self._task
+
     async def call(self, function: Callable[[], Any]) -> None:
         """Call the callback's `open` or `close`: a coroutine function here, another in a thread."""
         result = function() if inspect.iscoroutinefunction(function) else await self._call(function)
@@ -271,6 +293,17 @@ class Lane(ABC):
         self._current = None
         return rest
 
+    def take(self) -> list[Share]:
+        """After `close`: all that is not settled, in its order, for the caller to settle."""
+        rest = self.give_back()
+        while self._queue:
+            work = self._queue.popleft()
+            if (share := work.share) is not None:
+                work.share = None
+                rest.append(share)
+            work.finish()
+        return rest
+
     @property
     def _share(self) -> Share | None:
         return None if self._current is None else self._current.share
@@ -307,12 +340,12 @@ class Lane(ABC):
                 if self._task is not task:
                     return  # given up meanwhile, and another task has taken over
                 if share.has_waiting:
-                    share.paused = True  # closed: the call in work has ended, and no other begins
+                    share.paused = True  # closed or at rest: the call in work has ended, and no other begins
                     return
                 del share
             self._singly = self._current = None
             work.finish()
-            if self._stopped:
+            if self._stopped or self._resting:
                 return
             await asyncio.sleep(0)  # the reader and the other lanes have their turn
 
@@ -321,7 +354,7 @@ class Lane(ABC):
         while True:
             if error is not None:
                 await self._fail(share, error)
-            if not share.has_waiting or self._ending or self._closing:
+            if not share.has_waiting or self._ending or self._closing or self._resting:
                 return
             error = await self._opening.ensure(self)
             if error is None:
@@ -338,9 +371,9 @@ class Lane(ABC):
             share.put_back()
             if self._stopped:
                 self._hand_back(share)
-            elif not self._closing:
+            elif not (self._closing or self._resting):
                 self.registration.retries += 1
-                await asyncio.sleep(wait_before(failure.attempts + 1, error))
+                await self._wait(failure, wait_before(failure.attempts + 1, error))
             return
         self._failure = None
         self._failing = True
@@ -348,6 +381,18 @@ class Lane(ABC):
             await self._listener.failed(self.registration, share, failure)
         finally:
             self._failing = False
+
+    async def _wait(self, failure: Failure, seconds: float) -> None:
+        log.debug(
+            "callback_retried",
+            callback=self.registration.name,
+            position=str(failure.event.position),
+            attempts=failure.attempts,
+            error=type(failure.error).__name__,
+            seconds=seconds,
+            **trace_fields(failure.event),
+        )
+        await asyncio.sleep(seconds)
 
     def _count_attempt(self, event: DatabaseEvent, error: BaseException) -> Failure:
         now = datetime.now(UTC)
@@ -382,7 +427,8 @@ class Lane(ABC):
         error says when to come again: then no event is, and the whole share is tried again after that time.
         """
         self._attempts += 1
-        is_asked_to_wait = retry_after(error) is not None and len(share.waiting()) > 1 and not self._stopped
+        is_asked_to_wait = retry_after(error) is not None and len(share.waiting()) > 1
+        is_asked_to_wait = is_asked_to_wait and not (self._stopped or self._resting)
         if is_asked_to_wait and self._is_worth_another(error, self._attempts):
             self.registration.retries += 1
             await asyncio.sleep(wait_before(self._attempts + 1, error))
@@ -424,6 +470,7 @@ class Lane(ABC):
         if fast > 0:
             seconds = max(self.started - self._walk_began - self._slow_seconds, 0.0)
             with self.registration.lock:
+                self.registration.succeeded()
                 self.registration.outcomes["ok"] += fast
                 self.registration.seconds.observe_fast(fast, seconds)
         self.started = 0.0

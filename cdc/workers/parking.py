@@ -2,7 +2,7 @@
 
 They stay unsettled until they are kept, or counted as missed. Order does not matter to those that keep them,
 but to the range that is missed when there is no more room: so one write after the other, from the front.
-While the callback is being resumed nothing is missed: what finds no room stays here, and holds the slot.
+While the callback is paused or being resumed nothing is missed: what finds no room stays here, and holds the slot.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ Keep = Callable[[Registration, Sequence[DatabaseEvent]], Awaitable[int]]
 MAX_EVENTS = 2_000
 """Per write: one fsync for some megabytes at most."""
 ROOM_SECONDS = 0.2
-"""Between two looks for room, while a callback is resumed: nothing of the stream may be missed then."""
+"""Between two looks for room, while a callback is paused or resumed: nothing of the stream may be missed then."""
+
+
+GIVES_UP_NOTHING = frozenset({CallbackState.PAUSED, CallbackState.RESUMING})
 
 
 class Parking:
@@ -36,6 +39,7 @@ class Parking:
         self._shares: deque[Share] = deque()
         self._task: asyncio.Task[None] | None = None
         self._paused = False
+        self.waits_for_room = False
 
     @property
     def is_idle(self) -> bool:
@@ -56,6 +60,11 @@ class Parking:
         """Begin no other write; returns when the one in work has ended."""
         self._paused = True
         if self._task is not None:
+            await asyncio.wait([self._task])
+
+    async def written(self) -> None:
+        """Until all is kept, or counted as missed."""
+        while self._task is not None:
             await asyncio.wait([self._task])
 
     def go_on(self) -> None:
@@ -88,6 +97,7 @@ class Parking:
             self._broke(error)
         finally:
             self._task = None
+            self.waits_for_room = False
 
     def _front(self) -> list[Share]:
         front: list[Share] = []
@@ -103,9 +113,10 @@ class Parking:
         events = [event for share in shares for event in share.waiting()]
         kept = await self._keep(self._registration, events)
         self._registration.outcomes["parked"] += kept
-        if kept < len(events) and self._registration.state is CallbackState.RESUMING:
+        self.waits_for_room = kept < len(events) and self._registration.state in GIVES_UP_NOTHING
+        if self.waits_for_room:
             self._settle(shares, kept)
-            await asyncio.sleep(ROOM_SECONDS)  # what was parked is on its way out
+            await asyncio.sleep(ROOM_SECONDS)  # what was parked is on its way out, or an operator makes room
         else:
             self._registration.drop(events[kept:])
             self._settle(shares, len(events))

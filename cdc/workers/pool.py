@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from time import monotonic
 from typing import Protocol
 
-from cdc.callbacks import CallbackState, Registration, Registry
+from cdc.callbacks import CallbackState, Registration
 from cdc.errors import CallbackTimeout
-from cdc.events import DatabaseEvent, EventType, Position
+from cdc.events import DatabaseEvent, Position
 from cdc.failures import Failure
 from cdc.lsn import Lsn
 from cdc.progress import Batch, Share, settled_before
+from cdc.registry import Registry
 from cdc.workers.coroutine import CoroutineLane
-from cdc.workers.lane import Gate, Lane, Opening, Work
+from cdc.workers.held import Held
+from cdc.workers.lane import Lane, Opening
 from cdc.workers.parking import Parking
+from cdc.workers.spreading import after_all_queued, distribute
 from cdc.workers.thread import ThreadLane
 
-__all__ = ["Bounds", "Pool", "PoolListener"]
+__all__ = ["Bounds", "Parted", "Pool", "PoolListener"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,14 @@ class Bounds:
 
     events: int
     bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Parted:
+    """A callback that has left: how far it had come, and the events that it was not called with, in order."""
+
+    settled: Position
+    undelivered: Sequence[DatabaseEvent]
 
 
 class PoolListener(Protocol):
@@ -64,6 +77,8 @@ class Pool:
         self._lanes: dict[Registration, list[Lane]] = {}
         self._opening: dict[Registration, Opening] = {}
         self._parking: dict[Registration, Parking] = {}
+        self._held: dict[Registration, Held] = {}
+        self.exchanging = asyncio.Lock()  # who makes lanes anew has it: one at a time
         self._full = False
         self._idle = asyncio.Event()
         self.queued_events = 0
@@ -87,7 +102,7 @@ class Pool:
             lane_type(registration, f"{registration.name}-{number}", self, opening)
             for number in range(registration.concurrency)
         ]
-        if registration.state is CallbackState.REMOVED and registration.parks:
+        if _parks(registration):
             self._park(registration)
 
     async def open(self, registration: Registration) -> BaseException | None:
@@ -96,15 +111,20 @@ class Pool:
 
     def submit(self, batch: Batch) -> None:
         """Queue a batch for every callback that wants something of it. Never waits: ask `has_room` before."""
+        if not batch.events:
+            return  # commits alone: nobody waits for them
         kinds = {event.kind for event in batch.events}
         for registration, lanes in self._lanes.items():
-            if registration.state is CallbackState.UNSUBSCRIBED:
+            if registration.state is CallbackState.UNSUBSCRIBED or not registration.is_routed:
+                continue
+            if self._held and registration in self._held and registration.state is CallbackState.ACTIVE:
+                self._held[registration].keep(batch)
                 continue
             events = registration.select(batch.events, kinds)
             if not events:
                 continue
             if registration.state is CallbackState.ACTIVE:
-                _distribute(batch, events, lanes)
+                distribute(batch, events, lanes)
             elif registration in self._parking:
                 self._parking[registration].put(batch.share(events))
             else:
@@ -120,7 +140,7 @@ class Pool:
         if not self._registry.remove(registration, state, reason):
             return
         position = self.settled(registration, Position(Lsn(0), 0))
-        if state is CallbackState.REMOVED and registration.parks:
+        if _parks(registration):
             self._park(registration)
         elif state is CallbackState.UNSUBSCRIBED and (parking := self._parking.pop(registration, None)) is not None:
             parking.close()
@@ -138,13 +158,87 @@ class Pool:
         registration.state = CallbackState.RESUMING
         registration.consecutive_failures = 0
 
+    def waits_for_room(self, registration: Registration) -> bool:
+        """Whether there is no room to park more of its events, and they wait, unsettled, until there is."""
+        parking = self._parking.get(registration)
+        return parking is not None and parking.waits_for_room
+
+    async def hold(self, registration: Registration, seconds: float, grace: float) -> None:
+        """Bring a callback to rest and close it: until `release` it is not called, and what comes for it is kept.
+
+        Calls in work may end, for `seconds`; what is still in work then is cancelled, and will be called again.
+        """
+        held = self._held[registration] = Held(registration)
+        lanes, deadline = self._lanes[registration], monotonic() + seconds
+        while ending := [task for lane in lanes if (task := lane.rest()) is not None]:  # a call given up has an heir
+            await asyncio.wait(ending, timeout=max(deadline - monotonic(), 0))
+            if monotonic() >= deadline:
+                break
+        await self.close([registration], grace)
+        held.put_back([share for lane in lanes for share in lane.take()])
+
+    async def release(self, registration: Registration) -> None:
+        """After `hold`, and after `add` and `open` if it is made anew: it goes on where it was, by the terms it has."""
+        is_removed = registration.state is CallbackState.REMOVED
+        if is_removed and not registration.parks and (parking := self._parking.get(registration)) is not None:
+            await parking.pause()
+            del self._parking[registration]
+            self._hand_back(registration, parking.take())
+        for share, events in self._held.pop(registration).take():
+            if not registration.is_called and not share.batch.live:
+                self._hand_back(registration, [share])
+                continue
+            if events and not registration.is_called:
+                self._hand_back(registration, [share.batch.share(events)])
+            elif events:
+                distribute(share.batch, events, self._lanes[registration])
+            share.batch.settle(share)
+
+    async def part(self, registration: Registration, seconds: float, grace: float) -> Parted:
+        """Let a callback that has left work off what is queued, for `seconds`; then close it and forget it."""
+        lanes = self._lanes[registration]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await after_all_queued(lanes).wait()
+                if (parking := self._parking.get(registration)) is not None:
+                    await parking.written()
+        await self.close([registration], grace)
+        settled = self.settled(registration, registration.leaves_at or Position(Lsn(0), 0))
+        shares = [share for lane in lanes for share in lane.take()]
+        if (parking := self._parking.pop(registration, None)) is not None:
+            parking.close()
+            shares += parking.take()
+        left = sorted(
+            (event for share in shares if share.batch.live for event in share.waiting()),
+            key=lambda event: event.position,
+        )
+        for share in shares:
+            if not share.batch.live:  # it lies in the dead letters still
+                share.batch.undelivered += share.take_rest()
+            share.batch.settle(share)
+        self.drop(registration)
+        return Parted(settled, left)
+
+    def drop(self, registration: Registration) -> None:
+        """Forget a callback that is closed; nothing is queued for it."""
+        self._lanes.pop(registration, None)
+        self._opening.pop(registration, None)
+        self._registry.retire(registration)
+
     def put(self, registration: Registration, batch: Batch) -> None:
         """Queue a batch for this callback alone, whatever its conditions."""
-        _distribute(batch, batch.events, self._lanes[registration])
+        self._put(registration, batch, batch.events)
+
+    def _put(self, registration: Registration, batch: Batch, events: Sequence[DatabaseEvent]) -> None:
+        if (held := self._held.get(registration)) is not None:
+            held.put(batch, events)
+        else:
+            distribute(batch, events, self._lanes[registration])
 
     async def pause_parking(self, registration: Registration) -> None:
         """Keep what comes from the stream in memory, unsettled; returns when all before is parked."""
-        await self._parking[registration].pause()
+        if (parking := self._parking.get(registration)) is not None:  # otherwise it has left
+            await parking.pause()
 
     def park_again(self, registration: Registration) -> None:
         """After `pause_parking`: park it after all."""
@@ -154,7 +248,7 @@ class Pool:
         """After `pause_parking`: what has come meanwhile and what comes next goes to the callback, behind `put`."""
         registration.state = CallbackState.ACTIVE
         for share in self._parking.pop(registration).take():
-            _distribute(share.batch, share.waiting(), self._lanes[registration])
+            self._put(registration, share.batch, share.waiting())
             share.batch.settle(share)
 
     def first_unsettled(self, registration: Registration) -> DatabaseEvent | None:
@@ -162,10 +256,14 @@ class Pool:
         first = [lane.first_unsettled() for lane in self._lanes.get(registration, ())]
         if (parking := self._parking.get(registration)) is not None:
             first.append(parking.first_unsettled())
+        if (held := self._held.get(registration)) is not None:
+            first.append(held.first_unsettled())
         return min(filter(None, first), key=lambda event: event.position, default=None)
 
     def settled(self, registration: Registration, frontier: Position) -> Position:
         """Everything up to here is settled for this callback; `frontier` is what was submitted last."""
+        if registration.leaves_at is not None:
+            frontier = min(frontier, registration.leaves_at)
         if registration.settled is not None and registration.settled > frontier:
             return registration.settled  # still before where it had come to in an earlier run
         first = self.first_unsettled(registration)
@@ -265,48 +363,12 @@ class Pool:
             self._idle.set()
 
 
+def _parks(registration: Registration) -> bool:
+    """Whether what comes for it is kept while it is not called."""
+    if registration.state is CallbackState.REMOVED:
+        return registration.parks
+    return registration.state is CallbackState.PAUSED
+
+
 def _first_position(share: Share) -> Position:
     return share.first_unsettled().position
-
-
-def _distribute(batch: Batch, events: Sequence[DatabaseEvent], lanes: Sequence[Lane]) -> None:
-    if len(lanes) == 1:
-        lanes[0].put(Work(batch.share(events)))
-    else:
-        _spread(batch, events, lanes)
-
-
-def _spread(batch: Batch, events: Sequence[DatabaseEvent], lanes: Sequence[Lane]) -> None:
-    """Share events out by record, so that each record keeps its order.
-
-    A change of a key, a truncate or an event without a key concerns more than one record: it waits
-    for all that was queued before it, and all that comes after waits for it.
-    """
-    slices: list[list[DatabaseEvent]] = [[] for _ in lanes]
-    for event in events:
-        record_id = None if event.event_type is EventType.TRUNCATE else event.record_id
-        if record_id is None or event.row.previous_record_id() != record_id:
-            _put(batch, slices, lanes)
-            slices = [[] for _ in lanes]
-            _barrier(batch, event, lanes)
-        else:
-            slices[hash((event.kind.schema, event.kind.table_name, record_id)) % len(lanes)].append(event)
-    _put(batch, slices, lanes)
-
-
-def _put(batch: Batch, slices: Sequence[list[DatabaseEvent]], lanes: Sequence[Lane]) -> None:
-    for events, lane in zip(slices, lanes, strict=True):
-        if events:
-            lane.put(Work(batch.share(events)))
-
-
-def _barrier(batch: Batch, event: DatabaseEvent, lanes: Sequence[Lane]) -> None:
-    """Queue an event that runs alone: in the first lane, while the others wait at a gate."""
-    before = [lane.last for lane in lanes if lane.last is not None and not lane.last.finished]
-    begin = Gate(len(before))
-    for work in before:
-        work.gates.append(begin)
-    end = Gate(1)
-    lanes[0].put(Work(batch.share([event]), begin, [end]))
-    for lane in lanes[1:]:
-        lane.put(Work(None, end))

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
-from cdc.callbacks import Registration, refuse_awaitable
+from cdc.callbacks import Registration
+from cdc.invocation import refuse_awaitable
 from cdc.progress import Share
 from cdc.workers.daemon import DaemonThread
 from cdc.workers.lane import FAST, MAX_ABANDONED, Lane, LaneListener, Opening
@@ -67,7 +68,7 @@ class ThreadLane(Lane):
             error = await self._in_thread(self._whole, share)
             if error is not None:
                 error = await self._blame(share, error)
-            if error is not None or not share.has_waiting:
+            if error is not None or not share.has_waiting or self._resting:
                 return error
         return await self._in_thread(self._each, share)
 

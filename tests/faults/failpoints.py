@@ -17,10 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import cdc.service
+from cdc.checkpoints import Checkpointer
 from cdc.cli import main
 from cdc.progress import Batch
+from cdc.reload import Reloads
 from cdc.replication import ReplicationStream
 from cdc.signals import SignalManager
+from cdc.workers import Pool
+from cdc.workers.held import Held
 from tests.faults.recorder import Record
 
 POINTS = (
@@ -36,6 +40,16 @@ POINTS = (
     "before_status_send",
     "after_status_send",
 )
+RELOAD_POINTS = (
+    "reload_before_rest",
+    "reload_at_rest",
+    "reload_before_release",
+    "reload_between_releases",
+    "reload_before_parting",
+    "reload_parted",
+    "reload_over",
+)
+"""Of a reload that changes two handlers and takes one out."""
 FAULTS = ("drop_status_updates", "checkpoint_eio")
 EIO_FILE = Path("eio")
 
@@ -149,6 +163,13 @@ def install(name: str, hits: int) -> None:
         "after_checkpoint_write": lambda: around_save(after=kill),
         "before_status_send": lambda: wrap(ReplicationStream, "report", before=kill),
         "after_status_send": lambda: wrap(ReplicationStream, "report", after=kill),
+        "reload_before_rest": lambda: wrap(Pool, "hold", before=kill),
+        "reload_at_rest": lambda: wrap(Held, "put_back", after=kill),
+        "reload_before_release": lambda: wrap(Pool, "release", before=kill),
+        "reload_between_releases": lambda: wrap(Pool, "release", before=Killer(2)),
+        "reload_before_parting": lambda: wrap(Pool, "part", before=kill),
+        "reload_parted": lambda: wrap(Checkpointer, "note_left", before=kill),
+        "reload_over": lambda: wrap(Reloads, "_report", before=kill),
         "drop_status_updates": lambda: setattr(ReplicationStream, "send_status", lambda *_, **__: None),
         "checkpoint_eio": lambda: around_save(inside=fail_while_told),
     }

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 CHUNK = 1 << 16
+CALL_SECONDS = 60  # what is asked of the proxy's thread takes milliseconds; a busy machine takes longer
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER of no time: closing sends RST
 
 
@@ -100,7 +101,7 @@ class Proxy:
         self._loop.close()
 
     def _call(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(CALL_SECONDS)
 
     async def _begin(self) -> None:
         self._accepting = self._loop.create_task(self._accept())
@@ -130,6 +131,10 @@ class Proxy:
                 server.close()
                 _close(client, reset=True)
                 continue
+            except asyncio.CancelledError:
+                server.close()
+                client.close()
+                raise
             link = Link(client, server, self._loop.create_future())
             self._links.add(link)
             link.task = self._loop.create_task(self._serve(link))

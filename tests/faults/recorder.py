@@ -72,11 +72,24 @@ class Tape:
             self._size += os.write(self._fd, line + b"\n")
 
 
+_tapes: dict[str, Tape] = {}
+
+
+def tape_of(path: str) -> Tape:
+    """The only one of that path in this process: at a reload the handler before writes on while the next is made.
+
+    With a tape each, one would go on to the next file while the other still wrote to the last, whose reader is gone.
+    """
+    if path not in _tapes:
+        _tapes[path] = Tape(path)
+    return _tapes[path]
+
+
 class Record:
     """Puts each event on the tape; `seconds` is how long it takes for it."""
 
     def __init__(self, path: str, seconds: float = 0.0) -> None:
-        self.tape = Tape(path)
+        self.tape = tape_of(path)
         self.seconds = seconds
 
     async def handle(self, event: Any) -> None:

@@ -14,7 +14,7 @@ from tests.conftest import Database
 from tests.faults.oracle import InOrder, Oracle, PerKey
 from tests.faults.proxy import Proxy
 from tests.faults.workload import Workload
-from tests.running import POLL_SECONDS, Child, child, walsender
+from tests.running import POLL_SECONDS, Child, child, wait_until, walsender
 
 EVENT_TYPES = ["create", "update", "delete", "truncate"]
 HANDLERS: Mapping[str, Mapping[str, Any]] = {
@@ -71,7 +71,7 @@ class Scene:
         self.service.kill()
         self.note_state()
 
-    def wait_for_kill(self, timeout: float = 30) -> None:
+    def wait_for_kill(self, timeout: float = SETTLE_SECONDS) -> None:
         """Until it has killed itself at its failpoint."""
         code = self.service.wait(timeout)
         assert code == -9, f"exit {code}:\n{self.service.tail()}"
@@ -86,6 +86,11 @@ class Scene:
             store.close()
         for name, oracle in self.oracles.items():
             oracle.restarted(settled.get(name))
+
+    @property
+    def http_port(self) -> int:
+        """Of its endpoints, with ``http={"enabled": True, "port": 0}``: chosen by the process, so nobody else's."""
+        return int(self.service.log("http_listening")[-1]["port"])
 
     def read(self) -> None:
         """Let the oracles see what is new."""
@@ -113,8 +118,19 @@ class Scene:
             time.sleep(POLL_SECONDS)
 
     def walsender(self) -> int | None:
-        """Process id of the walsender."""
+        """Process id of the walsender, None while nobody streams."""
         return walsender(self.database.cluster, self.service.slot)
+
+    def wait_for_walsender(self) -> int:
+        """Its process id, as soon as there is one: where timeouts are short, a machine that stood still has cost it."""
+        found: list[int] = []
+
+        def streams() -> bool:
+            found.extend(pid for pid in [self.walsender()] if pid is not None)
+            return bool(found)
+
+        wait_until(streams, SETTLE_SECONDS, "a walsender")
+        return found[0]
 
 
 @contextmanager

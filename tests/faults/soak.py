@@ -116,8 +116,11 @@ class Soak:
         self._began = time.monotonic()
         self._steady_pid = 0
 
-    def run(self, seconds: float, *, between: tuple[float, float]) -> None:
-        """Faults, `between` so many seconds apart, for that long; then all must come to rest, and be right."""
+    def run(self, seconds: float, *, between: tuple[float, float], faults: int = 0, transactions: int = 0) -> None:
+        """Faults, `between` so many seconds apart, for that long; then all must come to rest, and be right.
+
+        It goes on until there were so many `faults`, and each service has had so many `transactions`.
+        """
         for one in self.scenes.values():
             one.service.start()
         steady = self.scenes["steady"]
@@ -125,14 +128,18 @@ class Soak:
         workload = self.scenes["killed"].workload
         workload.open_accounts(steady.database)
         workload.start()
+        self._began = time.monotonic()
         try:
-            end = self._began + seconds
-            while time.monotonic() < end:
-                self._watch(min(end, time.monotonic() + self._chance.uniform(*between)))
+            while time.monotonic() < self._began + seconds or not self._has_had(faults, transactions):
+                self._watch(time.monotonic() + self._chance.uniform(*between))
                 self._fault()
         finally:
             workload.stop()
         self._rest()
+
+    def _has_had(self, faults: int, transactions: int) -> bool:
+        had = min(one.ordered.transactions for one in self.scenes.values())
+        return self.faults.total() >= faults and had >= transactions
 
     def _watch(self, until: float) -> None:
         while (left := until - time.monotonic()) > 0:
@@ -215,7 +222,7 @@ def table(soak: Soak) -> Iterator[str]:
             columns = "".join(f"{value / unit:>12.1f}" for value in row)
             slope = f"{figures.slope(field_name) / unit:>+14.1f}" if name == "steady" else f"{'':>14}"
             yield f"{name:8}{field_name:8}{columns}{slope} {word}".rstrip()
-        lags = sorted(value for value in figures.lags if not math.isnan(value))
+        lags = sorted(value for value in figures.lags if not math.isnan(value)) or [math.nan]
         median, most = lags[len(lags) // 2] / MB, lags[-1] / MB
         yield f"{name:8}lag     median {median:.1f} MB, most {most:.1f} MB, in the end {lag_text(soak.scenes[name])}"
 

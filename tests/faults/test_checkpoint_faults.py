@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from cdc.demo.processes import free_port
 from tests.faults.conftest import MakeScene
 from tests.faults.failpoints import EIO_FILE
 from tests.faults.scene import Scene
 from tests.running import confirmed, wait_until
 
 DISK = "size=1m"
+CHECKPOINT_SECONDS = 0.5
+"""Each is some pages of SQLite's WAL, which begins anew only at 1 MiB: twice a second, a minute's fit on that disk.
+Were it larger, a WAL that has begun anew would have room in itself, and a full disk be no fault."""
 
 
 @pytest.fixture
@@ -69,14 +71,14 @@ def test_nothing_is_acknowledged_that_the_disk_did_not_take(
     make_scene: MakeScene, disk: Path, fault: Fault, failpoint: str
 ) -> None:
     """Case 4: ENOSPC and EIO. Delivery goes on, the slot stays at the last durable checkpoint, and it is not ready."""
-    port = free_port()
-    state = {"url": f"sqlite:///{disk}/state.db", "checkpoint_interval_seconds": 0.05}
-    scene = make_scene(4, state=state, http={"enabled": True, "port": port})
+    state = {"url": f"sqlite:///{disk}/state.db", "checkpoint_interval_seconds": CHECKPOINT_SECONDS}
+    scene = make_scene(4, state=state, http={"enabled": True, "port": 0})
     service, slot = scene.service, scene.service.slot
     service.state_path = disk / "state.db"
     if failpoint:
         service.program, service.environment = "tests.faults.failpoints", {"CDC_FAILPOINT": failpoint}
     scene.start()
+    port = scene.http_port
     wait_until(lambda: ready(port))
     with scene.workload:
         scene.wait_for_events(20)
@@ -107,7 +109,7 @@ def test_nothing_is_acknowledged_that_the_disk_did_not_take(
 def ready(port: int) -> bool:
     """What /readyz says."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=30) as answer:
             return bool(answer.status == 200)
     except urllib.error.HTTPError as error:
         return error.code == 200

@@ -8,7 +8,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from cdc.demo.processes import free_port
 from tests.conftest import Database
 from tests.faults.conftest import MakeScene
 from tests.faults.oracle import Tape
@@ -43,12 +42,12 @@ def test_an_event_that_failed_after_its_effect_comes_again_with_the_same_key(
 
 def test_the_service_says_by_itself_that_nothing_is_owed(make_scene: MakeScene) -> None:
     """Case 60: what came in is what each handler was given, and at rest nobody holds anything back."""
-    port = free_port()
-    scene = make_scene(60, http={"enabled": True, "port": port})
+    scene = make_scene(60, http={"enabled": True, "port": 0})
     scene.start()
+    port = scene.http_port
     with scene.workload:
         scene.wait_for_events(300)
-        scene.database.execute(f"SELECT pg_terminate_backend({scene.walsender()})")
+        scene.database.execute(f"SELECT pg_terminate_backend({scene.wait_for_walsender()})")
         scene.wait_for_events(300)
     scene.settle()
     wait_until(lambda: not scrape(port)["cdc_queued_events"])

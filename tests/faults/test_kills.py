@@ -12,7 +12,7 @@ from tests.faults.conftest import MakeScene
 from tests.faults.failpoints import POINTS
 from tests.faults.oracle import Tape
 from tests.faults.scene import HANDLERS
-from tests.running import child
+from tests.running import child, wait_until
 
 STEPS = {
     "reading": ("after_receive", "before_dispatch", "after_dispatch"),
@@ -65,8 +65,12 @@ def test_killed_before_its_checkpoint_a_transaction_comes_again_once(faulty_data
         faulty_database.execute("INSERT INTO t VALUES (6)")
         tape = Tape(service.path("ordered"))
         events: list[dict[str, Any]] = []
-        while not events or events[-1]["key"] != "6":
-            events += [{**entry, "run": 0} for entry in tape.read()]
+
+        def has_the_last() -> bool:
+            events.extend({**entry, "run": 0} for entry in tape.read())
+            return bool(events) and events[-1]["key"] == "6"
+
+        wait_until(has_the_last)
         service.stop()
     assert [event["key"] for event in events] == ["1", "2", "3", "4", "5"] * 2 + ["6"]
     assert events[:5] == events[5:10]

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import urllib.request
+from datetime import datetime
 from pathlib import Path
 
-from cdc.demo.processes import free_port
 from tests.conftest import Database
 from tests.faults.conftest import MakeScene
 from tests.faults.oracle import Tape
 from tests.faults.scene import HANDLERS
 from tests.running import child, server_lsn, slot_info, wait_until, walsender
 
-RECONNECTED_SECONDS = 8
+REPLY_TIME = """SELECT reply_time FROM pg_stat_replication JOIN pg_replication_slots ON pid = active_pid
+    WHERE slot_name = %s"""
 
 
 def test_a_walsender_terminated_at_any_moment_costs_nothing(make_scene: MakeScene) -> None:
@@ -24,8 +25,8 @@ def test_a_walsender_terminated_at_any_moment_costs_nothing(make_scene: MakeScen
     with scene.workload:
         for connections in range(2, 6):
             scene.wait_for_events(60)
-            scene.database.execute(f"SELECT pg_terminate_backend({scene.walsender()})")
-            scene.service.wait_for_log("streaming", connections, timeout=RECONNECTED_SECONDS)
+            scene.database.execute(f"SELECT pg_terminate_backend({scene.wait_for_walsender()})")
+            scene.service.wait_for_log("streaming", connections)
     scene.settle()
     assert scene.ordered.repeated == scene.parallel.repeated == 0
     scene.stop()
@@ -33,21 +34,22 @@ def test_a_walsender_terminated_at_any_moment_costs_nothing(make_scene: MakeScen
 
 def test_a_service_that_stood_still_too_long_connects_again(make_scene: MakeScene) -> None:
     """Case 16: SIGSTOP for longer than wal_sender_timeout; the lost connection is counted, no event is."""
-    port = free_port()
-    scene = make_scene(16, options="-c wal_sender_timeout=1s", http={"enabled": True, "port": port})
+    scene = make_scene(16, options="-c wal_sender_timeout=1s", http={"enabled": True, "port": 0})
     scene.start()
+    port = scene.http_port
     with scene.workload:
         scene.wait_for_events(60)
-        assert metric(port, "cdc_reconnects_total") == 0
-        old = scene.walsender()
+        old = scene.wait_for_walsender()
+        # With so short a timeout, a machine that stands still costs a connection, too: what counts is one more.
+        streams, reconnects = len(scene.service.log("streaming")), metric(port, "cdc_reconnects_total")
         scene.service.freeze()
         try:
             wait_until(lambda: scene.walsender() != old)
         finally:
             scene.service.thaw()
-        scene.service.wait_for_log("streaming", 2)
+        scene.service.wait_for_log("streaming", streams + 1)
         scene.wait_for_events(60)
-        assert metric(port, "cdc_reconnects_total") >= 1
+        assert metric(port, "cdc_reconnects_total") > reconnects
     scene.settle()
     assert scene.ordered.repeated == 0
     scene.stop()
@@ -82,9 +84,7 @@ def test_a_killed_backend_of_the_server_costs_nothing(make_scene: MakeScene) -> 
     scene.start()
     with scene.workload:
         scene.wait_for_events(60)
-        pid = scene.walsender()
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
+        os.kill(scene.wait_for_walsender(), signal.SIGKILL)
         scene.service.wait_for_log("streaming", 2)
         scene.wait_for_events(60)
     scene.settle()
@@ -97,11 +97,13 @@ def test_a_slot_dropped_under_a_running_service_ends_it(make_scene: MakeScene) -
     cluster, slot = scene.database.cluster, scene.service.slot
     scene.start()
     scene.wait_for_events(1)
-    # The service comes back at once: whoever drops the slot must be quicker, in one statement.
+    # The service comes back at once: whoever drops the slot must be quicker, or try again.
     scene.database.execute(
-        "DO $$ BEGIN"
-        f" PERFORM pg_terminate_backend(active_pid, 10000) FROM pg_replication_slots WHERE slot_name = '{slot}';"
-        f" PERFORM pg_drop_replication_slot('{slot}'); END $$"
+        "DO $$ BEGIN LOOP"
+        f" PERFORM pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{slot}';"
+        f" BEGIN PERFORM pg_drop_replication_slot('{slot}'); EXIT;"
+        " EXCEPTION WHEN object_in_use THEN NULL; END;"
+        " END LOOP; END $$"
     )
     assert scene.service.wait() == 1
     assert "--accept-gap" in scene.service.tail()
@@ -128,11 +130,15 @@ def test_a_transaction_that_only_a_keepalive_passed_is_delivered_after_a_crash(
             beyond = server_lsn(faulty_database)
             sent = f"SELECT sent_lsn >= '{beyond}' FROM pg_stat_replication WHERE pid = %s"
             wait_until(lambda: elsewhere.execute(sent, [walsender(cluster, service.slot)]).fetchone() == (True,))
-            replied = "SELECT reply_time FROM pg_stat_replication WHERE pid = %s"
-            pid = walsender(cluster, service.slot)
-            for _ in range(2):
-                last = elsewhere.execute(replied, [pid]).fetchone()
-                wait_until(lambda last=last: elsewhere.execute(replied, [pid]).fetchone() != last)  # type: ignore[misc]
+            replies: set[datetime] = set()  # of whichever walsender: a machine that stands still may cost one
+
+            def replied_twice() -> bool:
+                row = elsewhere.execute(REPLY_TIME, [service.slot]).fetchone()
+                if row and row[0]:
+                    replies.add(row[0])
+                return len(replies) > 2
+
+            wait_until(replied_twice)
         assert service.flushed() < commit
         service.kill()
         handlers["ordered"]["options"]["seconds"] = 0.0

@@ -8,16 +8,18 @@ from tests.conftest import Database
 from tests.faults.soak import Figures, Sample, prepared, table
 
 SECONDS = 10
+FAULTS = 2
+TRANSACTIONS = 50
 SEED = 62
 
 
 def test_a_short_soak_ends_at_rest(faulty_database: Database, tmp_path: Path) -> None:
     """Case 62: two services under a random schedule of kills and faults; all arrives, and the lag goes."""
     with prepared(faulty_database, tmp_path, SEED) as soak:
-        soak.run(SECONDS, between=(1.0, 3.0))
+        soak.run(SECONDS, between=(1.0, 3.0), faults=FAULTS, transactions=TRANSACTIONS)
         text = "\n".join(table(soak))
-    assert sum(soak.faults.values()) >= 2
-    assert all(one.ordered.transactions > 50 for one in soak.scenes.values()), text
+    assert soak.faults.total() >= FAULTS
+    assert all(one.ordered.transactions >= TRANSACTIONS for one in soak.scenes.values()), text
     assert len({taken.pid for taken in soak.figures["steady"].samples}) == 1
 
 

@@ -210,13 +210,15 @@ class Fuzzer:
         return self.coverage.has_news
 
 
-def fuzz(chosen: Sequence[Target], seconds: float, seed: int) -> list[Fuzzer]:
-    """Take turns until the time is over; Finding for the first input that breaks the rule."""
+def fuzz(chosen: Sequence[Target], seconds: float, seed: int, turns: int = 0) -> list[Fuzzer]:
+    """Take turns until the time is over, or so many; Finding for the first input that breaks the rule."""
     fuzzers = [Fuzzer(target, random.Random(f"{seed} {target.name}")) for target in chosen]
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    taken = 0
+    while taken < turns if turns else time.monotonic() < deadline:
         for fuzzer in fuzzers:
             fuzzer.turn()
+        taken += 1
     return fuzzers
 
 
@@ -235,6 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m tests.properties.fuzz", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--turns", type=int, default=0, help="so many of each target, however long they take")
     parser.add_argument("--seed", type=int, default=None, help="of an earlier run (default: a new one)")
     parser.add_argument("--target", action="append", help="only this one; may be given again")
     parser.add_argument("--corpus", type=Path, help="further messages of wal2json, one a line")
@@ -249,7 +252,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seed = secrets.randbelow(1 << 32) if options.seed is None else options.seed
     print(f"seed {seed}, {options.seconds:g} s", flush=True)
     try:
-        fuzzers = fuzz([one for one in known if one.name in (options.target or one.name)], options.seconds, seed)
+        chosen = [one for one in known if one.name in (options.target or one.name)]
+        fuzzers = fuzz(chosen, options.seconds, seed, options.turns)
     except Finding as finding:
         traceback.print_exception(finding.__cause__)
         path = finding.write(options.out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -12,7 +12,8 @@ from uuid import UUID
 
 from hypothesis import strategies as st
 
-from cdc.values import Loader, Loaders, PostgresValue, TypeInfo, TypeKind
+from cdc.values import PostgresValue, TypeInfo, TypeKind
+from tests import decoding
 
 BOOL, BYTEA, INT8, INT2, INT4, TEXT, JSON = 16, 17, 20, 21, 23, 25, 114
 FLOAT8, DATE, TIMESTAMP, TIMESTAMPTZ, NUMERIC, UUID_OID, JSONB = 701, 1082, 1114, 1184, 1700, 2950, 3802
@@ -27,19 +28,11 @@ OWN_TYPES = {
 TIME = "2024-02-29 12:00:00.5+00"
 
 
-class FixedCatalog:
+class FixedCatalog(decoding.FixedCatalog):
     """A catalog without a database: PostgreSQL's own types, and a few of each kind of one's own."""
 
     def __init__(self, toastable: frozenset[str] = frozenset()) -> None:
-        self._loaders = Loaders(OWN_TYPES.get)
-        self._toastable = toastable
-
-    @property
-    def loaders(self) -> Mapping[int, Loader]:
-        return self._loaders
-
-    def toastable(self, schema: str, table: str) -> frozenset[str]:  # noqa: ARG002 - the protocol's
-        return self._toastable
+        super().__init__(toastable, resolve=OWN_TYPES.get)
 
 
 @dataclass(frozen=True, slots=True)

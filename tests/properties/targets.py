@@ -11,6 +11,7 @@ from pathlib import Path
 from cdc.codec import pack, unpack
 from cdc.errors import ConfigError, DecodeError
 from cdc.events import DatabaseEvent, EventType, Position
+from cdc.exact import dump_event, load_event
 from cdc.lsn import Lsn
 from cdc.patterns import TablePatterns
 from cdc.protocol import PrimaryKeepalive, StandbyStatusUpdate, data_start
@@ -172,5 +173,6 @@ def targets(more: Sequence[bytes] = ()) -> list[Target]:
         Target("values", read_value, (ValueError,), [value(oid, text) for oid, text in TEXTS]),
         Target("wire", read_wire, (ValueError,), wire),
         Target("codec", read_packed, (ValueError,), [pack(event)], [b"$decimal", b"$part", b"$items", *JSON_WORDS]),
+        Target("exact", load_event, (ValueError,), [dump_event(event)], [b"$range", b"decimal", b"types", *JSON_WORDS]),
         Target("text", read_text, (ValueError, ConfigError), [b"@1/AB:3", b"*.*", b'public."a.b"', b"a*.b"]),
     ]

@@ -118,7 +118,7 @@ references = st.lists(
     st.sampled_from(
         ["$", "$$", "${A}", "${EMPTY}", "${EMPTY:-x}", "${NONE:-a:-b}", "${NONE}", "${file:secret}", "${file:none}",
          "${file:binary}", "${file:\0}", "${file:.}", "${ODD}", "${NUMBER}", "${DSN}", "${", "}", "${}", "${1A}",
-         "${A\n}", "${file:}", "{", "é", " ", "x"]
+         "${file:${A}", "${file:${DSN}}", "${A\n}", "${file:}", "{", "é", " ", "x"]
     ), max_size=4
 ).map("".join)  # fmt: skip
 scalars = st.one_of(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +15,8 @@ from cdc.errors import DecodeError
 from cdc.events import EventType
 from cdc.lsn import Lsn
 from cdc.messages import Begin, Commit, Message
-from cdc.wal2json import Decoder, Wal2JsonChange
+from cdc.wal2json import Wal2JsonChange
+from tests.decoding import WAYS, choose, make_decoder
 from tests.properties.messages import (
     NUMERIC,
     TEXTS,
@@ -36,9 +38,17 @@ from tests.properties.profiles import examples
 TYPES = {"I": EventType.CREATE, "U": EventType.UPDATE, "D": EventType.DELETE, "T": EventType.TRUNCATE}
 
 
+@pytest.fixture(scope="module", autouse=True, params=WAYS)
+def way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """How a row is read must not be seen: all here runs each way."""
+    with pytest.MonkeyPatch.context() as patch:
+        choose(request.param, patch)
+        yield
+
+
 def decoded(payload: bytes, *watch: str, toastable: frozenset[str] = frozenset()) -> Wal2JsonChange:
     """The change in `payload`."""
-    made = Decoder(FixedCatalog(toastable), watch=watch).decode(payload)
+    made = make_decoder(FixedCatalog(toastable), watch=watch).decode(payload)
     assert isinstance(made, Wal2JsonChange)
     return made
 
@@ -131,7 +141,7 @@ def test_boundaries_and_messages_hold_what_was_put_in(
     lsn: int, xid: int, prefix: str, content: str, transactional: bool
 ) -> None:
     """Positions of 64 bits, any prefix, any content."""
-    decode = Decoder(FixedCatalog()).decode
+    decode = make_decoder(FixedCatalog()).decode
 
     assert decode(boundary("B", lsn, xid)) == Begin(Lsn(lsn), xid, TIME)
     assert decode(boundary("C", lsn, xid)) == Commit(Lsn(lsn))
@@ -145,7 +155,7 @@ def test_boundaries_and_messages_hold_what_was_put_in(
 
 def read_all(payload: bytes) -> None:
     """Decode, and read whatever can be read of it."""
-    made = Decoder(FixedCatalog(), watch=["__tags__", "n"]).decode(payload)
+    made = make_decoder(FixedCatalog(), watch=["__tags__", "n"]).decode(payload)
     if isinstance(made, Wal2JsonChange):
         for read in (made.record_id, made.previous_record_id, made.payload, made.before, made.unchanged):
             read()
