@@ -13,11 +13,12 @@ from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
 import orjson
+from pydantic import Field
 from rich.cells import cell_len, set_cell_size
 
-from cdc import DatabaseEvent, EventType
+from cdc import DatabaseEvent, EventType, HandlerOptions
 
-__all__ = ["Console"]
+__all__ = ["Console", "ConsoleOptions"]
 
 VALUE_WIDTH = 60  # characters of one value: a name or an address is whole, a document is not the whole line
 BYTES_SHOWN = 16
@@ -39,29 +40,36 @@ TYPE_COLORS = {
 TYPE_WIDTH = max(len(event_type.value) for event_type in EventType)
 
 
+class ConsoleOptions(HandlerOptions):
+    """`[handlers.options]` of `console`."""
+
+    format: Literal["auto", "text", "json"] = Field(
+        default="auto",
+        description='`"text"` is a line for people, `"json"` the whole event, `"auto"` text on a terminal, else JSON.',
+    )
+    color: bool | None = Field(
+        default=None, description="Colours in text; default: on a terminal, unless `NO_COLOR` is set."
+    )
+    max_width: int = Field(
+        default=0, ge=0, description="Columns to cut lines of text at; 0: the terminal's width, elsewhere uncut."
+    )
+    values: bool = Field(default=True, description="Show values; without, a line of text names the columns only.")
+
+
 class Console:
     """Write each event to standard output; settled when written, so at least once.
 
-    Options: `format` "text", "json" (the whole event, one object per line) or "auto": text on a terminal,
-    JSON elsewhere. `color`: default on a terminal, unless ``NO_COLOR`` is set. `max_width`: cut lines of
-    text to so many columns; 0: as wide as the terminal, elsewhere not at all. `values` false: show the
-    names of columns only. Errors: OSError when standard output is closed; the events are not settled then.
+    Errors: OSError when standard output is closed; the events are not settled then.
     """
 
-    def __init__(
-        self,
-        *,
-        format: Literal["auto", "text", "json"] = "auto",  # noqa: A002 - as in [log]
-        color: bool | None = None,
-        max_width: int = 0,
-        values: bool = True,
-    ) -> None:
-        if max_width < 0:
-            raise ValueError("max_width: must be 0 or more")
-        self._format = format
-        self._color = color
-        self._max_width = max_width
-        self._values = values
+    def __init__(self, options: ConsoleOptions) -> None:
+        self._format = options.format
+        self._color = options.color
+        self._max_width = options.max_width
+        self._values = options.values
+
+    def open(self) -> None:
+        """There is nothing to open: standard output is looked at with each batch."""
 
     def handle_batch(self, events: Sequence[DatabaseEvent]) -> None:
         """Write the events, a line each, with one write."""
@@ -76,6 +84,9 @@ class Console:
             text = "".join([line.of(event) for event in events])
             data = text.encode(out.encoding or "utf-8", "backslashreplace")
         _write(out, data)
+
+    def close(self) -> None:
+        """Nothing is held back: each batch is written when it is settled."""
 
     def _wants_color(self, terminal: bool) -> bool:
         if self._color is not None:
