@@ -5,19 +5,29 @@ Owns the SQL that makes them. It must not know who reads them, or how.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from bench.server import Server
 
-__all__ = ["MIX", "Backlog", "mixed", "one_transaction"]
+__all__ = ["MIX", "PGOUTPUT", "PUBLICATION", "TAG_PREFIX", "WAL2JSON", "Backlog", "backlog", "mixed", "one_transaction"]
 
 MIX = "60 % insert, 30 % update, 10 % delete"
+WAL2JSON, PGOUTPUT = "wal2json", "pgoutput"
+PUBLICATION = "bench"
+TAG_PREFIX = "bench.tags"
+"""Of the message with a tag that each transaction has. Only who asks for this prefix is sent it: the plugin leaves
+it out for all others."""
 
-TABLE = """
-DROP TABLE IF EXISTS orders, after_the_end;
+BEFORE = f"""
+DROP PUBLICATION IF EXISTS {PUBLICATION};
+CREATE PUBLICATION {PUBLICATION} FOR ALL TABLES;
+DROP TABLE IF EXISTS after_the_end;
 CREATE TABLE after_the_end (id bigint PRIMARY KEY);
+"""
+TABLE = f"""
+DROP TABLE IF EXISTS orders;
 CREATE TABLE orders (
     id bigint PRIMARY KEY,
     customer text,
@@ -28,6 +38,9 @@ CREATE TABLE orders (
     attributes jsonb,
     changed_at timestamptz
 );
+CREATE OR REPLACE PROCEDURE tag() LANGUAGE sql AS $$
+    SELECT pg_logical_emit_message(true, '{TAG_PREFIX}', 'bench:order,backlog')
+$$;
 CREATE OR REPLACE PROCEDURE insert_orders(first bigint, number bigint) LANGUAGE sql AS $$
     INSERT INTO orders
     SELECT i, 'customer number ' || i % 5000, 'left at the door, please ring twice (' || i || ')', i % 100,
@@ -43,6 +56,7 @@ DECLARE
     newest bigint := 0;
 BEGIN
     FOR i IN 1 .. transactions LOOP
+        CALL tag();
         CALL insert_orders(newest + 1, inserts);
         newest := newest + inserts;
         UPDATE orders SET quantity = quantity + 1, paid = true, changed_at = changed_at + interval '1 hour'
@@ -58,14 +72,17 @@ CREATE OR REPLACE PROCEDURE change_single_orders(rounds bigint) LANGUAGE plpgsql
 BEGIN
     FOR i IN 0 .. rounds - 1 LOOP
         FOR j IN 1 .. 6 LOOP
+            CALL tag();
             CALL insert_orders(6 * i + j, 1);
             COMMIT;
         END LOOP;
         FOR j IN 1 .. 3 LOOP
+            CALL tag();
             UPDATE orders SET quantity = quantity + 1, paid = true, changed_at = changed_at + interval '1 hour'
             WHERE id = i + 1 + j;
             COMMIT;
         END LOOP;
+        CALL tag();
         DELETE FROM orders WHERE id = i + 1;
         COMMIT;
     END LOOP;
@@ -76,9 +93,9 @@ $$;
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """Changes that wait in a slot; `end_lsn` lies behind the last one, and before a transaction that follows."""
+    """Changes that wait in a slot of each plugin; `end_lsn` lies behind the last, before a transaction that follows."""
 
-    slot: str
+    slots: Mapping[str, str]
     changes: int
     transaction_rows: int
     end_lsn: str
@@ -89,27 +106,31 @@ def mixed(server: Server, changes: int, transaction_rows: int) -> Iterator[Backl
     """About `changes` changes: transactions of 1 row, or of a multiple of 10, are filled up."""
     tenths = max(1, transaction_rows // 10)
     transactions = -(-changes // (tenths * 10))
-    _make_tables(server)
-    with server.slot("backlog") as slot:
+    server.execute(TABLE)
+    rows = 1 if transaction_rows == 1 else tenths * 10
+    with backlog(server, transactions * tenths * 10, rows) as made:
         if transaction_rows == 1:
             server.execute("CALL change_single_orders(%s)", transactions)
         else:
             server.execute("CALL change_orders(%s, %s, %s, %s)", transactions, tenths * 6, tenths * 3, tenths)
-        rows = 1 if transaction_rows == 1 else tenths * 10
-        yield Backlog(slot, transactions * tenths * 10, rows, _end(server))
+        yield made()
 
 
 @contextmanager
 def one_transaction(server: Server, rows: int) -> Iterator[Backlog]:
     """`rows` inserts in a single transaction."""
-    _make_tables(server)
-    with server.slot("transaction") as slot:
-        server.execute("CALL insert_orders(1, %s)", rows)
-        yield Backlog(slot, rows, rows, _end(server))
-
-
-def _make_tables(server: Server) -> None:
     server.execute(TABLE)
+    with backlog(server, rows, rows) as made:
+        server.execute("CALL insert_orders(1, %s)", rows)
+        yield made()
+
+
+@contextmanager
+def backlog(server: Server, changes: int, transaction_rows: int) -> Iterator[Callable[[], Backlog]]:
+    """Slots for what the block writes: `changes` changes. It calls the result when it has."""
+    server.execute(BEFORE)
+    with server.slot("backlog") as ours, server.slot("backlog_pgoutput", PGOUTPUT) as theirs:
+        yield lambda: Backlog({WAL2JSON: ours, PGOUTPUT: theirs}, changes, transaction_rows, _end(server))
 
 
 def _end(server: Server) -> str:

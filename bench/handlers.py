@@ -5,28 +5,14 @@ Runs inside the measured process: it must cost nothing but the count, and import
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
+from typing import Any
 
+from bench.reporting import Report
 from cdc import DatabaseEvent
 
-__all__ = ["NoOp", "ReadsEveryValue", "Report"]
-
-
-class Report:
-    """What a measured Python process says about its run, in a file: CPU seconds before it, time of its end."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._cpu_at_start = time.process_time()
-
-    def done(self) -> None:
-        """The last event has been handled."""
-        facts = {"ended": time.time(), "cpu_at_start": self._cpu_at_start}
-        unfinished = self._file.with_suffix(".part")
-        unfinished.write_text(json.dumps(facts))
-        unfinished.rename(self._file)  # whoever sees the file sees all of it
+__all__ = ["Bystander", "NoOp", "ReadsEveryValue", "Stamps", "StampsChange"]
 
 
 class NoOp:
@@ -57,3 +43,43 @@ class ReadsEveryValue:
         self._left -= 1
         if self._left == 0:
             self._report.done()
+
+
+class Bystander:
+    """Is configured to get nothing: it tells how much CPU time had gone when the stream had not begun."""
+
+    def __init__(self, changes: int, report: Path) -> None:  # noqa: ARG002 - the options that all have
+        Report(report).started()
+
+    async def handle(self, event: DatabaseEvent) -> None:
+        """Never called."""
+        raise AssertionError(event)
+
+
+class Stamps:
+    """Notes when it was called with each event, and when the event's transaction was committed."""
+
+    def __init__(self, changes: int, report: Path) -> None:
+        self._left = changes
+        self._report = Report(report)
+        self._samples: list[tuple[str, float]] = []
+
+    async def handle(self, event: DatabaseEvent) -> None:
+        """Look at the clock first."""
+        now = time.time()
+        self._note(event.timestamp.isoformat(), now)
+
+    def _note(self, committed: str, received: float) -> None:
+        self._samples.append((committed, received))
+        self._left -= 1
+        if self._left == 0:
+            self._report.done(samples=self._samples)
+
+
+class StampsChange(Stamps):
+    """The same for the psycopg2 loop, which calls it with the message as it was parsed."""
+
+    async def handle(self, event: Any) -> None:
+        """Look at the clock first."""
+        now = time.time()
+        self._note(event["timestamp"], now)

@@ -5,6 +5,7 @@ Owns the process from start to end. It must not know which contender it is.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -26,7 +27,10 @@ LOG_TAIL_BYTES = 2000
 
 
 class Measured:
-    """A child that runs until it ends by itself or is stopped; killed when the `with` block is left before."""
+    """A child that runs until it ends by itself or is stopped; killed when the `with` block is left before.
+
+    Its working directory is that of its log: what it leaves lying about goes with the run's folder.
+    """
 
     def __init__(self, command: Sequence[str | Path], environment: Mapping[str, str], log: Path) -> None:
         self.peak_bytes = 0
@@ -40,6 +44,7 @@ class Measured:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                cwd=log.parent,
                 env={**os.environ, **environment},
             )
         self._reaper = threading.Thread(target=self._reap, name="bench-reaper", daemon=True)
@@ -70,8 +75,7 @@ class Measured:
 
     def stop(self) -> None:
         """SIGTERM, and wait; what it exits with does not matter."""
-        if self._reaper.is_alive():
-            os.kill(self.pid, signal.SIGTERM)
+        self._signal(signal.SIGTERM)
         self._reaper.join(STOP_SECONDS)
         if self._reaper.is_alive():
             raise BenchError(f"does not end after SIGTERM:\n{self._last_words()}")
@@ -82,9 +86,13 @@ class Measured:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._signal(signal.SIGKILL)
+        self._reaper.join()
+
+    def _signal(self, number: signal.Signals) -> None:
         if self._reaper.is_alive():
-            os.kill(self.pid, signal.SIGKILL)
-            self._reaper.join()
+            with contextlib.suppress(ProcessLookupError):  # it has ended, and the reaper is about to say so
+                os.kill(self.pid, number)
 
     def _reap(self) -> None:
         _, status, usage = os.wait4(self.pid, 0)

@@ -20,20 +20,22 @@ __all__ = ["record"]
 RATE = 400  # samples a second: enough for a run of two seconds
 
 
-def record(server: Server, contender: CdcRun, options: Mapping[str, str], changes: int, output: Path) -> None:
+def record(
+    server: Server, contender: CdcRun, options: Mapping[str, str], changes: int, transaction_rows: int, output: Path
+) -> None:
     """Write the flame graph of one run of `contender` over `changes` changes to `output` (SVG)."""
     program = shutil.which("py-spy", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     if program is None:
         raise BenchError("py-spy is not installed: pip install py-spy")
     wrapper: list[str | Path] = [program, "record", "--rate", str(RATE), "--output", output.resolve(), "--"]
     with (
-        mixed(server, changes, 1000) as backlog,
-        server.copy_of(backlog.slot) as slot,
+        mixed(server, changes, transaction_rows) as backlog,
+        server.copy_of(backlog.slots[contender.plugin]) as slot,
         tempfile.TemporaryDirectory(prefix="walsignal-bench-") as folder,
     ):
         job = Job(server, backlog, slot, Path(folder), options)
         with contender.start(job, wrapper) as process:
-            process.wait_until(lambda: all(report.exists() for report in contender.reports(job)), job.timeout)
+            process.wait_until(lambda: contender.is_done(job), job.timeout)
             for pid in children(process.pid):  # the service; py-spy ends with it, and writes its file
                 os.kill(pid, signal.SIGTERM)
             process.wait(job.timeout)

@@ -1,6 +1,6 @@
 """What people write today: psycopg2, `json.loads`, and `asyncio.wait_for` around the callback of each change.
 
-Runs as a process of its own: ``python -m bench.psycopg2_loop DSN SLOT OPTIONS CHANGES REPORT``.
+Runs as a process of its own, ``python -m bench.psycopg2_loop TASK``. `bench.contenders.psycopg2_loop` writes the task.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 import psycopg2
 from psycopg2.extras import LogicalReplicationConnection
 
-from bench.handlers import NoOp
+from bench import handlers
 
 TIMEOUT_SECONDS = 30.0
 ROW_ACTIONS = frozenset("IUD")
 
 
-async def consume(dsn: str, slot: str, options: dict[str, str], callback: NoOp) -> None:
+async def consume(dsn: str, slot: str, options: dict[str, str], callback: Any) -> None:
     """Read the slot for ever."""
     connection = psycopg2.connect(dsn, connection_factory=LogicalReplicationConnection)
     cursor: Any = connection.cursor()
@@ -42,9 +42,10 @@ async def consume(dsn: str, slot: str, options: dict[str, str], callback: NoOp) 
 
 
 def main() -> None:
-    """Read the arguments and consume."""
-    dsn, slot, options, changes, report = sys.argv[1:]
-    asyncio.run(consume(dsn, slot, json.loads(options), NoOp(int(changes), Path(report))))
+    """Read the task and consume."""
+    task = json.loads(sys.argv[1])
+    callback = getattr(handlers, task["callback"])(changes=task["changes"], report=Path(task["report"]))
+    asyncio.run(consume(task["dsn"], task["slot"], task["options"], callback))
 
 
 if __name__ == "__main__":

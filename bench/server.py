@@ -90,9 +90,9 @@ class Server:
         return True
 
     @contextmanager
-    def slot(self, name: str) -> Iterator[str]:
-        """A wal2json slot that has all that is written in the block."""
-        self.execute("SELECT pg_create_logical_replication_slot(%s, 'wal2json')", name)
+    def slot(self, name: str, plugin: str = "wal2json") -> Iterator[str]:
+        """A slot that has all that is written in the block."""
+        self.execute("SELECT pg_create_logical_replication_slot(%s, %s)", name, plugin)
         try:
             yield name
         finally:
@@ -115,6 +115,15 @@ class Server:
             if name.decode() == slot:
                 return float(time_)
         raise BenchError(f"nobody has streamed the slot {slot}; see {self.cluster.log_file}")
+
+    def is_streamed(self, slot: str) -> bool:
+        """Whether somebody reads the slot now."""
+        return self.value("SELECT active FROM pg_replication_slots WHERE slot_name = %s", slot) == "True"
+
+    def times(self, text: str) -> list[float]:
+        """When the server has logged lines that end in `text`, in order, seconds since 1970."""
+        lines = self.cluster.log_file.read_text(errors="replace").splitlines()
+        return [float(line.split(maxsplit=1)[0]) for line in lines if line.endswith(text)]
 
     def cpu_seconds(self) -> float | None:
         """CPU time of all the server's processes that have ended; None on a system without /proc.
