@@ -10,7 +10,8 @@ from typing import Any
 from cdc.callbacks import Registration
 from cdc.progress import Share
 from cdc.workers.daemon import DaemonThread
-from cdc.workers.lane import FAST, MAX_ABANDONED, Lane, LaneListener, Opening
+from cdc.workers.lane import FAST, MAX_ABANDONED, Lane, LaneListener
+from cdc.workers.opening import Opening
 
 __all__ = ["CoroutineLane"]
 

@@ -12,7 +12,6 @@ import inspect
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Any, Protocol
@@ -24,11 +23,12 @@ from cdc.errors import CallbackTimeout
 from cdc.events import DatabaseEvent
 from cdc.failures import Failure, is_permanent, retry_after, wait_before
 from cdc.histogram import SECONDS_BUCKETS
-from cdc.invocation import Invocation
 from cdc.progress import Share
 from cdc.traces import trace_fields
+from cdc.workers.opening import Opening
+from cdc.workers.work import Work
 
-__all__ = ["FAST", "MAX_ABANDONED", "Gate", "Lane", "LaneListener", "Opening", "Work"]
+__all__ = ["FAST", "MAX_ABANDONED", "Lane", "LaneListener"]
 
 log = structlog.get_logger("cdc.lane")
 
@@ -58,96 +58,6 @@ class LaneListener(Protocol):
 
     def handed_back(self, registration: Registration, share: Share) -> None:
         """Of a callback that is stopped: what was in a call as a batch, and will not be called again."""
-
-
-class Gate:
-    """Opens when `pending` works are finished; keeps keys in order where lanes must wait for each other."""
-
-    def __init__(self, pending: int) -> None:
-        self._pending = pending
-        self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if pending == 0:
-            self._opened.set_result(None)
-
-    def finish_one(self) -> None:
-        """One of the works waited for is finished."""
-        self._pending -= 1
-        if self._pending == 0 and not self._opened.done():
-            self._opened.set_result(None)
-
-    async def wait(self) -> None:
-        """Until all are finished."""
-        await asyncio.shield(self._opened)
-
-
-@dataclass(slots=True, eq=False)
-class Work:
-    """A share in a lane's queue: begins when `after` is open, and tells `gates` when it is finished.
-
-    Without a share it only makes what is queued behind it wait.
-    """
-
-    share: Share | None
-    after: Gate | None = None
-    gates: list[Gate] = field(default_factory=list)
-    finished: bool = False
-
-    def finish(self) -> None:
-        """Settle the share, once, and let its events go."""
-        if not self.finished:
-            self.finished = True
-            share, self.share = self.share, None
-            if share is not None:
-                share.batch.settle(share)
-            for gate in self.gates:
-                gate.finish_one()
-
-
-class Opening:
-    """Calls the `open` of a callback once, before its first event, and its `close` once, for all its lanes."""
-
-    def __init__(self, invocation: Invocation) -> None:
-        self._open = invocation.open
-        self._close = invocation.close
-        self._lock = asyncio.Lock()
-
-    async def ensure(self, lane: Lane) -> BaseException | None:
-        """None when the callback is open; otherwise why not, and the next event tries again."""
-        if self._open is None:
-            return None
-        async with self._lock:
-            return await self._try(lane)
-
-    async def _try(self, lane: Lane) -> BaseException | None:
-        if self._open is None:
-            return None  # another lane has just done it
-        error = await _bounded(lane, self._open, lane.registration.timeout_seconds)
-        if error is None:
-            self._open = None
-        return error
-
-    async def close(self, lane: Lane, grace: float) -> BaseException | None:
-        """Call `close` if the callback was opened and not closed; why that failed, or None."""
-        close, self._close = self._close, None
-        if close is None or self._open is not None:
-            return None
-        return await _bounded(lane, close, grace)
-
-
-async def _bounded(lane: Lane, function: Callable[[], Any], seconds: float) -> BaseException | None:
-    """Call `open` or `close` in its lane; what it raises is returned, our own cancellation is not."""
-    task = asyncio.current_task()
-    deadline = asyncio.timeout(seconds)
-    try:
-        async with deadline:
-            await lane.call(function)
-    except BaseException as error:  # a callback may raise anything, CancelledError too
-        if deadline.expired():
-            return lane.timeout(seconds)
-        if task is not None and task.cancelling():
-            raise
-        return error
-    return None
 
 
 class Lane(ABC):

@@ -18,7 +18,8 @@ from cdc.progress import Batch, Share, settled_before
 from cdc.registry import Registry
 from cdc.workers.coroutine import CoroutineLane
 from cdc.workers.held import Held
-from cdc.workers.lane import Lane, Opening
+from cdc.workers.lane import Lane
+from cdc.workers.opening import Opening
 from cdc.workers.parking import Parking
 from cdc.workers.spreading import after_all_queued, distribute
 from cdc.workers.thread import ThreadLane

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from cdc.events import DatabaseEvent, EventType
 from cdc.progress import Batch
-from cdc.workers.lane import Gate, Lane, Work
+from cdc.workers.lane import Lane
+from cdc.workers.work import Gate, Work
 
 __all__ = ["after_all_queued", "distribute"]
 

@@ -15,7 +15,8 @@ from cdc.callbacks import Registration
 from cdc.invocation import refuse_awaitable
 from cdc.progress import Share
 from cdc.workers.daemon import DaemonThread
-from cdc.workers.lane import FAST, MAX_ABANDONED, Lane, LaneListener, Opening
+from cdc.workers.lane import FAST, MAX_ABANDONED, Lane, LaneListener
+from cdc.workers.opening import Opening
 
 __all__ = ["ThreadLane"]
 
