@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -22,19 +21,11 @@ from cdc.messages import Begin, Commit, Message
 from cdc.values import TypeInfo
 from cdc.wal2json import SAMPLE_BURSTS, Decoder, Wal2JsonChange
 from cdc.wal2json.shapes import Whole
-from tests.decoding import WAYS, FixedCatalog, choose, make_decoder
+from tests.decoding import FixedCatalog, each_way, make_decoder  # noqa: F401 - each_way runs by itself
 
 BOOL, BYTEA, INT8, INT4, TEXT, FLOAT8, NUMERIC = 16, 17, 20, 23, 25, 701, 1700
 TIMESTAMPTZ, UUID, TEXTS, OWN_DOMAIN = 1184, 2950, 1009, 20000
 SECRET = "s3cr3t"
-
-
-@pytest.fixture(scope="module", autouse=True, params=WAYS)
-def way(request: pytest.FixtureRequest) -> Iterator[None]:
-    """How a row is read must not be seen: all here runs each way."""
-    with pytest.MonkeyPatch.context() as patch:
-        choose(request.param, patch)
-        yield
 
 
 def unreachable(oid: int) -> TypeInfo | None:
