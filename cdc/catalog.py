@@ -7,7 +7,7 @@ stream: what the catalog says is how things are now, while the stream may still 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from threading import Lock
 from typing import Any, TypeAlias
 
@@ -70,6 +70,11 @@ class Catalog:
         self._replacing = Lock()  # of the maps; never held while a database is waited for
         self._types: Mapping[int, TypeInfo] = {}
         self._toastable: Mapping[Table, frozenset[str]] = {}
+
+    @property
+    def tables(self) -> Collection[Table]:
+        """(schema, name) of the permanent tables outside of pg_catalog, as of the last look."""
+        return self._toastable.keys()
 
     async def load(self) -> None:
         """Read all types and tables; StreamLost when the database cannot be asked."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -83,6 +83,7 @@ class Tail:
         self.slot = f"cdc_tail_{secrets.token_hex(6)}"
         self.lsn = Lsn(0)  # where it begins
         self.database = ""
+        self.tables: Collection[tuple[str, str]] = ()  # (schema, name) of those that were there when it began
         self._config = config
         self._dsn = make_conninfo(config.source.dsn, application_name=APPLICATION)
         self._max_wal = max_wal
@@ -130,6 +131,7 @@ class Tail:
         except BaseException:
             await self._stream.close()
             raise
+        self.tables = tuple(catalog.tables)
         self._monitor.catalog = catalog
         self._decoder = Decoder(catalog, watch=self._selection.watched_columns, codec=codec)
 

@@ -222,6 +222,18 @@ def test_filters_choose_by_table_type_and_tag(database: Database, tmp_path: Path
     assert lines[1].endswith("truncate public.orders  [a:2]\n")
 
 
+def test_name_that_no_table_has_is_told_and_waited_for(database: Database, tmp_path: Path) -> None:
+    """With the one that was perhaps meant; a table may come to be later."""
+    database.execute(TABLES)
+    with tailing(tmp_path, "--dsn", database.dsn, "-n", "1", "-t", "public.user", "-t", "*.orders") as tail:
+        assert (
+            tail.say() == f"warning: no table of {database.name} is named public.user yet; did you mean public.users?\n"
+        )
+        tail.begin()
+        database.execute('CREATE TABLE "user" (id int PRIMARY KEY); INSERT INTO "user" VALUES (1)')
+        assert tail.line().endswith("create   public.user 1  id=1\n")
+
+
 def test_running_service_does_not_notice_it(database: Database, tmp_path: Path) -> None:
     """Both get the same events at the same positions, and the service's slot goes on; a kill leaves no slot."""
     database.execute(TABLES)

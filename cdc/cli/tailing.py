@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
+from itertools import starmap
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -79,7 +82,8 @@ def tail(  # noqa: PLR0913, PLR0917 - one parameter per option; typer passes the
     view = _view(settings, handler)
     logs.setup("warning", "console")
     shown = Shown(_writer(as_json=as_json, values=values), filters, limit)
-    ended = asyncio.run(until_signal(_follow(Tail(settings, max_wal=bound, tell=_tell), view, shown)))
+    source = Tail(settings, max_wal=bound, tell=_tell)
+    ended = asyncio.run(until_signal(_follow(source, view, shown, table or ())))
     if ended or not shown.is_pipe_closed:
         _say(counted(shown.count, "event"))
 
@@ -133,8 +137,11 @@ def _writer(*, as_json: bool, values: bool) -> Writer:
     return cast(Writer, load_callback(HandlerConfig(callback="console", options=options), Path.cwd()))
 
 
-async def _follow(source: Tail, view: View, shown: Shown) -> None:
+async def _follow(source: Tail, view: View, shown: Shown, patterns: Sequence[str]) -> None:
     async with source:
+        for pattern in patterns:
+            if not any(starmap(TablePatterns([pattern]).matches, source.tables)):
+                _tell(f"no table of {source.database} is named {pattern} yet{_nearest(pattern, source.tables)}")
         _say(f"{source.database} from {source.lsn} on, slot {source.slot}; Ctrl-C ends")
         tasks = [asyncio.create_task(source.run(view, shown.receive)), asyncio.create_task(shown.until_nobody_reads())]
         try:
@@ -147,6 +154,11 @@ async def _follow(source: Tail, view: View, shown: Shown) -> None:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await shown.end()
+
+
+def _nearest(pattern: str, tables: Collection[tuple[str, str]]) -> str:
+    near = get_close_matches(pattern, map(".".join, tables), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _say(text: str) -> None:
