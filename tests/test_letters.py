@@ -19,6 +19,7 @@ import pytest
 from cdc import failures
 from cdc.codec import unpack
 from cdc.config import Config
+from cdc.errors import StateError
 from cdc.state import CallbackState, DeadLetter, LetterFilter, LetterState, StateStore, open_state
 from tests.conftest import Database
 from tests.running import Child, child, confirmed, server_lsn, wait_until
@@ -418,6 +419,7 @@ async def test_with_drop_the_missed_range_is_on_record(items: Database, tmp_path
             assert (gap.callback, gap.reason, gap.events) == ("audit", "removed", 6)
             assert gap.first < gap.last
             assert gap.first_time <= gap.last_time
+            await eventually(lambda: store.callbacks()[0].state is CallbackState.REMOVED)  # nothing waits for that
             store.mark_resuming("audit")
         run.callbacks.broken.clear()
         await eventually(lambda: state(run) is CallbackState.ACTIVE)
@@ -531,6 +533,30 @@ async def test_a_mistake_of_ours_ends_the_service_instead_of_standing_still(
 
     with pytest.raises(RuntimeError, match="a mistake"):
         await work()
+
+
+async def test_a_removal_is_on_record_when_the_service_stops_at_once(
+    items: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the state could not take it at first: the next start must not call the handler."""
+    monkeypatch.setattr("cdc.letters.TRY_AGAIN_SECONDS", 0.1)
+    config = config_of(items, tmp_path, {"max_attempts": 1})
+    attempts: list[object] = []
+    async with running(config) as run:
+        store = run.service.letters._store  # type: ignore[union-attr]
+        mark_removed = store.mark_removed
+
+        def busy_at_first(*args: Any) -> None:
+            attempts.append(args)
+            if len(attempts) == 1:
+                raise StateError("locked by another program")
+            mark_removed(*args)
+
+        monkeypatch.setattr(store, "mark_removed", busy_at_first)
+        await removed(items, run)
+        await eventually(lambda: attempts)
+    with state_of(config) as state_after:
+        assert [record.state for record in state_after.callbacks()] == [CallbackState.REMOVED]
 
 
 # --- Over restarts -------------------------------------------------------------------------------------------
