@@ -605,6 +605,21 @@ async def test_tags_of_messages(database: Database) -> None:
     assert filtered == {"tag_message_outside_transaction": 1}
 
 
+async def test_tags_of_a_savepoint_reach_what_follows_it(database: Database) -> None:
+    """PostgreSQL sends the message of a subtransaction behind the change whose record begins where its own ends."""
+    message = "SELECT pg_logical_emit_message(true, 'cdc.tags', 'a');"
+    rows = "INSERT INTO t SELECT FROM generate_series(1, 3);"
+    async with streaming(database) as stream:
+        events = await stream.events_of(
+            "CREATE TABLE t ()",
+            f"BEGIN; {rows} SAVEPOINT s; {message} RELEASE s; {rows} COMMIT",
+            f"BEGIN; {rows} SAVEPOINT s; {rows} RELEASE s; {message} SAVEPOINT s; {rows} RELEASE s; COMMIT",
+            f"BEGIN; {rows} SAVEPOINT s; {message} ROLLBACK TO s; {rows} COMMIT",
+        )
+
+    assert tags(events) == [()] * 3 + [("a",)] * 3 + [()] * 6 + [("a",)] * 3 + [()] * 6
+
+
 async def test_prefix_that_the_plugin_cannot_be_told_is_matched_here(database: Database) -> None:
     """A comma would end its list."""
     async with streaming(database, tag_prefix="my, tags") as stream:
