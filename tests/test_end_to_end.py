@@ -7,6 +7,7 @@ import json
 import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict
@@ -854,6 +855,31 @@ async def test_settings_of_the_database_do_not_reach_the_values(database: Databa
             (selected,) = connection.execute("SELECT * FROM public.t").fetchall()
 
     assert tuple(event.payload.values()) == selected
+
+
+async def test_environment_does_not_reach_the_values(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libpq sends PGDATESTYLE and PGTZ by themselves, and the server takes them above the options of a connection."""
+    monkeypatch.setenv("PGDATESTYLE", "German")
+    monkeypatch.setenv("PGTZ", "Asia/Kolkata")
+    monkeypatch.setenv("PGOPTIONS", "-c bytea_output=escape -c intervalstyle=iso_8601")
+    async with streaming(database) as stream:
+        (event,) = await stream.events_of(
+            "CREATE TYPE pair AS (a timestamptz, b date);"
+            "CREATE TABLE t (id timestamptz PRIMARY KEY, d date, ds date[], p pair, b bytea, i interval)",
+            "INSERT INTO t VALUES ('2024-02-03 12:00+00', '2024-02-03', '{2024-02-03}',"
+            " ('2024-02-03 12:00+00', '2024-02-03'), '\\xdeadbeef', '1 day')",
+        )
+
+    day = date(2024, 2, 3)
+    assert event.record_id == "2024-02-03 12:00:00+00"
+    assert event.payload == {
+        "id": datetime(2024, 2, 3, 12, tzinfo=UTC),
+        "d": day,
+        "ds": [day],
+        "p": '("2024-02-03 12:00:00+00",2024-02-03)',
+        "b": b"\xde\xad\xbe\xef",
+        "i": timedelta(days=1),
+    }
 
 
 # --- the whole service -----------------------------------------------------------------------------------
