@@ -112,7 +112,7 @@ def test_change_knows_where_its_record_begins() -> None:
     assert change(message("I", [text]).replace(b'"lsn":"0/AB",', b"")).lsn == 0
 
 
-@pytest.mark.parametrize("codec", [None, "euc_jp"])
+@pytest.mark.parametrize("codec", [None, "gb2312"])
 def test_message_of_any_bytes_is_no_error(codec: str | None) -> None:
     """The content is raw bytes, which somebody else may write at any time: it must not stop the stream."""
     payload = b'{"action":"M","lsn":"0/1","transactional":true,"prefix":"p","content":"a\xff\xfeb"}'
