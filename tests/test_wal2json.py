@@ -91,10 +91,19 @@ def test_message_without_a_transaction() -> None:
     """A non-transactional message has neither xid nor time."""
     payload = b'{"action":"M","xid":null,"timestamp":null,"lsn":"0/1","transactional":false,"prefix":"p","content":"c"}'
 
-    assert decoder().decode(payload) == Message(transactional=False, prefix="p", content="c")
+    assert decoder().decode(payload) == Message(transactional=False, prefix="p", content="c", lsn=1)
 
 
-@pytest.mark.parametrize("codec", [None, "euc_jp"])
+def test_change_knows_where_its_record_begins() -> None:
+    """By the head of its message, whatever stands in the row."""
+    text = column("t", TEXT, json.dumps('"lsn":"0/1"'))
+
+    assert insert(text).lsn == 0xAB
+    assert change(message("I", [text]).replace(b"0/AB", b"1F/AB000000")).lsn == 0x1F_AB00_0000
+    assert change(message("I", [text]).replace(b'"lsn":"0/AB",', b"")).lsn == 0
+
+
+@pytest.mark.parametrize("codec", [None, "gb2312"])
 def test_message_of_any_bytes_is_no_error(codec: str | None) -> None:
     """The content is raw bytes, which somebody else may write at any time: it must not stop the stream."""
     payload = b'{"action":"M","lsn":"0/1","transactional":true,"prefix":"p","content":"a\xff\xfeb"}'
