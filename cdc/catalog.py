@@ -18,7 +18,7 @@ from cdc.codes import Code
 from cdc.errors import CdcError, StreamLost
 from cdc.values import Loaders, TypeInfo, TypeKind
 
-__all__ = ["Catalog"]
+__all__ = ["Catalog", "Table"]
 
 Table: TypeAlias = tuple[str, str]
 
@@ -71,11 +71,6 @@ class Catalog:
         self._types: Mapping[int, TypeInfo] = {}
         self._toastable: Mapping[Table, frozenset[str]] = {}
 
-    @property
-    def tables(self) -> Collection[Table]:
-        """(schema, name) of the permanent tables outside of pg_catalog, as of the last look."""
-        return self._toastable.keys()
-
     async def load(self) -> None:
         """Read all types and tables; StreamLost when the database cannot be asked."""
         try:
@@ -92,6 +87,11 @@ class Catalog:
     async def refresh(self) -> None:
         """Read all again. Types and tables that are gone stay known: the stream may still carry them."""
         await self.load()
+
+    @property
+    def tables(self) -> Collection[Table]:
+        """Schema and name of each that a look has found; right after :meth:`load`, of all whose changes are logged."""
+        return self._toastable.keys()
 
     def resolve(self, oid: int) -> TypeInfo | None:
         """What type `oid` is; None when the database has no such type (any more)."""
