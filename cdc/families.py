@@ -93,7 +93,9 @@ CALLBACKS = _gauge("callbacks", "Callbacks that get events.")
 CALLBACK_UP = _gauge(
     "callback_up", "Whether it gets events; 0: removed, paused, or resuming what was parked.", "callback"
 )
-CALLBACK_SECONDS = _histogram("callback_seconds", "Calls that succeeded, one for a whole batch.", "callback")
+CALLBACK_SECONDS = _histogram(
+    "callback_seconds", "Calls, each attempt, failed ones too; one for a whole batch.", "callback"
+)
 CALLBACK_EVENTS = _counter(
     "callback_events",
     "Events by what became of them: ok, failed, timeout (after the last attempt), parked, missed, skipped.",

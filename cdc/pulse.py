@@ -29,7 +29,7 @@ MAX_ACTIVE = 20
 
 @dataclass(frozen=True, slots=True)
 class CallbackPace:
-    """Of one callback in the window. Seconds are of the calls that succeeded in it, None when none did.
+    """Of one callback in the window. Seconds are of the calls that ended in it, failed ones too, None when none did.
 
     `p99_seconds` is the upper bound of the bucket that the 99th of a hundred calls lies in, at most the timeout.
     """

@@ -29,13 +29,18 @@ from collections.abc import Mapping
 gate = asyncio.Event()
 gate.set()
 seen = []
-calls = Counter()      # calls that have come to a good end, by handler
+calls = Counter()      # calls that have ended, however they did, by handler
 seconds = Counter()    # their time, as the callback itself has measured it
 failures = Counter()   # attempts that have failed
 
 def done(name, began):
     calls[name] += 1
     seconds[name] += time.monotonic() - began
+
+def fail(name, began):
+    failures[name] += 1
+    done(name, began)
+    raise ValueError("secret-value")
 
 async def receive(event):
     began = time.monotonic()
@@ -58,20 +63,20 @@ class Batches:
 def flaky(event):
     began = time.monotonic()
     if event.payload["id"] % 100 == 0:
-        failures["flaky"] += 1
-        raise ValueError("secret-value")
+        fail("flaky", began)
     done("flaky", began)
 
 async def late(event):
     began = time.monotonic()
-    if event.payload["id"] % 150 == 0:
-        failures["late"] += 1
-        await asyncio.Event().wait()
-    done("late", began)
+    try:
+        if event.payload["id"] % 150 == 0:
+            failures["late"] += 1
+            await asyncio.Event().wait()
+    finally:
+        done("late", began)
 
 def broken(event):
-    failures["broken"] += 1
-    raise ValueError("secret-value")
+    fail("broken", time.monotonic())
 """
 HANDLERS: dict[str, str | Mapping[str, Any]] = {
     "all": {"callback": "receive"},

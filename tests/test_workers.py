@@ -551,7 +551,7 @@ async def test_coroutine_that_swallows_its_cancellation_is_abandoned(make: Make)
 async def test_calls_before_one_that_never_ends_are_counted(
     make: Make, is_async: bool, release: threading.Event
 ) -> None:
-    """What was handled before the hanging call counts at once, not when that call comes back."""
+    """What was handled before the hanging call counts at once, not when that call comes back; its time does, too."""
     manager, callback = make(), Swallower()
 
     def plain(one: DatabaseEvent) -> None:
@@ -566,9 +566,47 @@ async def test_calls_before_one_that_never_ends_are_counted(
     manager.submit(Batch(events(100)))
     assert await manager.drain(30)
     item = registered(manager, handle)
-    assert item.outcomes == {"ok": 99, "timeout": 1}
-    assert item.seconds.count == 99
-    callback.gate.set()
+    outcomes, calls, seconds = item.outcomes.copy(), item.seconds.count, item.seconds.sum
+    callback.gate.set()  # first: it would not let a failed test end
+    release.set()
+    assert (outcomes, calls, seconds >= TIMEOUT) == ({"ok": 99, "timeout": 1}, 100, True)
+    await eventually(lambda: callback.hanging == 0 and lane_threads(handle) == (0 if is_async else 1))
+    assert item.seconds.count == 100
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_calls_that_fail_are_timed_like_others(
+    make: Make, monkeypatch: pytest.MonkeyPatch, is_async: bool
+) -> None:
+    """Each attempt, and a batch once: what a callback takes without coming to a good end is its time all the same."""
+    monkeypatch.setattr("cdc.failures.BACKOFF_SECONDS", (0.0, 0.0))
+    manager, took = make(remove_failing_callbacks=False), []
+
+    def take(batch: list[DatabaseEvent]) -> None:
+        began = time.monotonic()
+        try:
+            while time.monotonic() < began + 0.002:
+                pass
+            if any(one.position.ordinal == 2 for one in batch):
+                raise ValueError
+        finally:
+            took.append(time.monotonic() - began)
+
+    class Plain:
+        def handle_batch(self, batch: list[DatabaseEvent]) -> None:
+            take(batch)
+
+    class Asynchronous:
+        async def handle_batch(self, batch: list[DatabaseEvent]) -> None:
+            take(batch)
+
+    item = registered(manager, manager.add_callback(Asynchronous() if is_async else Plain(), max_attempts=3))
+    manager.submit(Batch(events(3)))
+    assert await manager.drain(30)
+    assert item.outcomes == {"ok": 2, "failed": 1}
+    assert len(took) == 1 + 1 + 3 + 1, "whole, then one by one: the second three times"
+    assert item.seconds.count == len(took)
+    assert item.seconds.sum >= sum(took)
 
 
 async def test_abandoned_coroutines_are_bounded(make: Make) -> None:

@@ -69,6 +69,8 @@ class CoroutineLane(Lane):
         if task is None or task is not self._task:
             self._abandoned -= {task}
             return None
+        if (error is not None or self._timed_out) and not self._closing:
+            self._time_failed()
         self._end(share, unfinished=error is not None or self._timed_out or self._closing)
         if self._closing:
             raise asyncio.CancelledError
@@ -78,6 +80,11 @@ class CoroutineLane(Lane):
             task.uncancel()
             return self.timeout(self.registration.timeout_seconds)
         return error
+
+    def _time_failed(self) -> None:
+        """The call in work has failed, or is given up; not one that we end ourselves because we stop."""
+        with self.registration.lock:
+            self.registration.seconds.observe(monotonic() - self.started)
 
     def _is_given_up(self, task: object) -> bool:
         return task is not self._task or self._timed_out or self._closing
@@ -121,6 +128,7 @@ class CoroutineLane(Lane):
         """The call has swallowed its cancellation: leave it alone, and go on in a new task."""
         self._abandoned.add(task)
         self._timed_out = False
+        self._time_failed()
         self._end(share, unfinished=True)
         if not self._is_whole(share) or self._is_one_to_blame(share):
             self._error = self.timeout(self.registration.timeout_seconds)

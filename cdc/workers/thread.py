@@ -98,6 +98,7 @@ class ThreadLane(Lane):
             if (result := self.registration.invocation.function(events)) is not None:
                 refuse_awaitable(result)
         except BaseException as error:  # noqa: BLE001 - a callback may raise anything
+            self._failed(thread, began)
             return error
         with self.registration.lock:
             if not thread.abandoned:
@@ -128,6 +129,7 @@ class ThreadLane(Lane):
                     return None
                 began = now
         except BaseException as error:  # noqa: BLE001 - a callback may raise anything
+            self._failed(thread, began)
             return error
         return None
 
@@ -135,6 +137,13 @@ class ThreadLane(Lane):
         """Calls have their time from here on: a busy machine may have let the thread wait since it was asked."""
         self.started = self._walk_began = monotonic()
         return self.started
+
+    def _failed(self, thread: DaemonThread, began: float) -> None:
+        """Time a call that has raised, unless it was given up before and timed then."""
+        with self.registration.lock:
+            if not thread.abandoned:
+                self._in_call = False
+                self.registration.seconds.observe(monotonic() - began)
 
     def _ended_slowly(self, thread: DaemonThread, began: float, now: float) -> bool:
         """Count a call that has ended well, unless it was given up before."""
@@ -155,10 +164,12 @@ class ThreadLane(Lane):
         with self.registration.lock:
             if not self._in_call:  # the thread waits for its turn: nothing of the callback's is late
                 self.started = monotonic()
-            if monotonic() < self.started + timeout:  # it has ended just now, and the next has begun
+            now = monotonic()
+            if now < self.started + timeout:  # it has ended just now, and the next has begun
                 self._watch(self.started + timeout)
                 return
             self._thread.abandoned = True
+            self.registration.seconds.observe(now - self.started)
             share.hold()
         self._abandoned += 1
         self.release()
