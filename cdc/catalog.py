@@ -7,7 +7,7 @@ stream: what the catalog says is how things are now, while the stream may still 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from threading import Lock
 from typing import Any, TypeAlias
 
@@ -18,7 +18,7 @@ from cdc.codes import Code
 from cdc.errors import CdcError, StreamLost
 from cdc.values import Loaders, TypeInfo, TypeKind
 
-__all__ = ["Catalog"]
+__all__ = ["Catalog", "Table"]
 
 Table: TypeAlias = tuple[str, str]
 
@@ -87,6 +87,11 @@ class Catalog:
     async def refresh(self) -> None:
         """Read all again. Types and tables that are gone stay known: the stream may still carry them."""
         await self.load()
+
+    @property
+    def tables(self) -> Collection[Table]:
+        """Schema and name of each that a look has found; right after :meth:`load`, of all whose changes are logged."""
+        return self._toastable.keys()
 
     def resolve(self, oid: int) -> TypeInfo | None:
         """What type `oid` is; None when the database has no such type (any more)."""

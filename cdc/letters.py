@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -87,6 +88,13 @@ class DeadLetters:
     async def ask(self, function: Callable[[], T], then: Callable[[T], None] | None = None) -> T:
         """What `function` returns on the state's thread, after all that was asked for before."""
         return await self._submit(function, then)  # type: ignore[no-any-return]
+
+    async def finish(self, seconds: float) -> None:
+        """Let what was asked for before be written, at most for so long: nobody waits for the record of a removal."""
+        if self._jobs:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self.ask(lambda: None)
 
     async def refresh(self) -> None:
         """Read the totals anew: an operator has discarded some, or asked for another attempt."""

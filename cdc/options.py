@@ -95,7 +95,7 @@ def wrong_options(
         if details["type"] == "too_short" and any(_is_inside(one, details) for one in errors):
             continue  # of a list whose only item was refused, which is told
         steps = _place(details, given, model, known)
-        text = _list_text(details, steps, given) or _text(details, steps, known, who, model)
+        text = _list_text(details, steps, given, model) or _text(details, steps, known, who, model)
         texts = found.setdefault(_key(steps), [])
         if text not in texts:  # of a union, each member has its say
             texts.append(text)
@@ -147,13 +147,13 @@ def _text(
     return clean(told(details))
 
 
-def _list_text(details: ErrorDetails, steps: Sequence[str | int], given: Any) -> str:
-    """Of what should be a list, and "" of anything else; what its items are is not known here."""
+def _list_text(details: ErrorDetails, steps: Sequence[str | int], given: Any, model: type[BaseModel] | None) -> str:
+    """Of what should be a list, and "" of anything else; without a model it is not known what its items are."""
     if details["type"] not in _LISTS:
         return ""
     for step in steps:
         given = given[step]
-    if not isinstance(given, Mapping):
+    if not isinstance(given, Mapping) or (model is not None and _model_at(model, steps) is None):
         return "must be a list"
     key = ".".join(["handlers", "options", *(step for step in steps if isinstance(step, str))])
     return f"must be a list of tables; write [[{key}]]"

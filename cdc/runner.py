@@ -30,8 +30,8 @@ log = structlog.get_logger("cdc.runner")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 RELOAD_SIGNAL = signal.SIGHUP
 GRACE_SECONDS = 12.0
-"""Past the drain deadline, what a stop may take: callbacks that are cancelled and closed (4 s), the last
-checkpoint, the end of the stream (3 s), strays (1 s)."""
+"""Past the drain deadline, what a stop may take: callbacks that are cancelled and closed (4 s), removals
+on record (2 s), the last checkpoint, the end of the stream (3 s), strays (1 s)."""
 STRAY_SECONDS = 1.0
 """How long what is left on the loop may take to end after its cancellation."""
 

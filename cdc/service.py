@@ -54,6 +54,8 @@ STANDBY_SECONDS = 0.5
 SHUTDOWN_SECONDS = 2.0
 """Once all is settled and reported, a server that is being stopped ends the stream itself, at once; where it does
 not, the state lay in it and could not be written: then we leave."""
+RECORD_SECONDS = 2.0
+"""After the drain, for a removal that is not on record yet: the state takes it within milliseconds, or is away."""
 LOOK_SECONDS = 0.25
 """How often is looked whether that server has all it waits for."""
 
@@ -363,6 +365,8 @@ class Service:
         drained = await self.manager.shutdown(max(deadline - monotonic(), 0))
         if self._redelivery is not None:
             await self._redelivery.close()
+        if self.letters is not None and timeout is None:  # else the state is another's
+            await self.letters.finish(RECORD_SECONDS)
         await self._side.close()
         await self.monitor.close()
         try:

@@ -44,6 +44,17 @@ AMQP_PORT, AMQPS_PORT = 5672, 5671
 logging.getLogger("aiormq").setLevel(logging.CRITICAL)
 
 
+class _Connection(aio_pika.Connection):
+    """Closed when it cannot be made: the library's would close itself where the garbage collector finds it."""
+
+    async def connect(self, timeout: float | None = None) -> None:
+        try:
+            await super().connect(timeout)
+        except BaseException:
+            await self.close()
+            raise
+
+
 class NotConfirmed(Exception):
     """The broker has not taken a message; another attempt may succeed."""
 
@@ -161,6 +172,7 @@ class RabbitMQ:
                     ssl_context=context,
                     timeout=options.timeout_seconds,
                     heartbeat=HEARTBEAT_SECONDS,
+                    connection_class=_Connection,
                 )
             except (AMQPError, OSError) as error:
                 failure = ConnectionError(f"RabbitMQ at {server} cannot be used: {error}")

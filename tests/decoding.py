@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 import pytest
@@ -12,7 +12,7 @@ from cdc.messages import Decoded
 from cdc.values import Loader, Loaders, TypeInfo
 from cdc.wal2json import Decoder, SourceCatalog, Wal2JsonChange, plans
 
-__all__ = ["WAYS", "FixedCatalog", "choose", "make_decoder"]
+__all__ = ["WAYS", "FixedCatalog", "choose", "each_way", "make_decoder"]
 
 WAYS = ("rows-later", "rows-at-once", "by-plan")
 
@@ -24,6 +24,14 @@ def choose(way: str, patch: pytest.MonkeyPatch) -> None:
     _chosen["way"] = way
     if way == "by-plan":
         patch.setattr(plans, "ROWS_BEFORE", 1)
+
+
+@pytest.fixture(scope="module", autouse=True, params=WAYS)
+def each_way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """How a row is read must not be seen: all of a module that imports this runs each way."""
+    with pytest.MonkeyPatch.context() as patch:
+        choose(request.param, patch)
+        yield
 
 
 class FixedCatalog:

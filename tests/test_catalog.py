@@ -114,6 +114,19 @@ def test_toastable_columns(catalog: Catalog) -> None:
     assert catalog.toastable("public", "parts") == catalog.toastable("public", "parts_1") == {"v"}
 
 
+async def test_tables_are_those_whose_changes_are_logged(database: Database) -> None:
+    """With their schemas, and the parents of partitions; no views, nothing that is unlogged or the server's own."""
+    database.execute("""
+        CREATE TABLE kept (id int); CREATE UNLOGGED TABLE unlogged (id int); CREATE VIEW seen AS SELECT 1;
+        CREATE TABLE parted (id int) PARTITION BY LIST (id); CREATE TABLE part PARTITION OF parted DEFAULT;
+        CREATE SCHEMA "a.b"; CREATE TABLE "a.b"."C" (id int);
+    """)
+    catalog = Catalog(database.dsn)
+    await catalog.load()
+    found = {table for table in catalog.tables if table[0] != "information_schema"}
+    assert found == {("public", "kept"), ("public", "parted"), ("public", "part"), ("a.b", "C")}
+
+
 def test_toastable_is_what_the_server_leaves_out(catalog: Catalog, database: Database) -> None:
     """Against the server itself: an update of another column sends no value that lies outside of the row."""
     database.execute("""

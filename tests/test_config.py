@@ -309,6 +309,7 @@ def test_relative_paths_start_at_the_files_folder(folder: Path, monkeypatch: pyt
         (MINIMAL + "[http]\nport = 65536", "http.port = 65536: must be at most 65535"),
         (MINIMAL + '[log]\nlevel = "loud"', "level = \"loud\": must be 'debug', 'info', 'warning' or"),
         (MINIMAL + "[handlers]\nname = 'x'", "handlers: must be a list of tables; write [[handlers]]"),
+        (MINIMAL + "[source.tables]", 'source.tables: must be a list: ["..."]'),
         (MINIMAL + "[[tag_rules]]", "tag_rules[1].tags: is missing"),
         (MINIMAL + "[[handlers]]\nname = 'x'", "handlers[1] (x).callback: is missing"),
     ],

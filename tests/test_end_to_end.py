@@ -7,6 +7,7 @@ import json
 import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict
@@ -605,6 +606,21 @@ async def test_tags_of_messages(database: Database) -> None:
     assert filtered == {"tag_message_outside_transaction": 1}
 
 
+async def test_tags_of_a_savepoint_reach_what_follows_it(database: Database) -> None:
+    """PostgreSQL sends the message of a subtransaction behind the change whose record begins where its own ends."""
+    message = "SELECT pg_logical_emit_message(true, 'cdc.tags', 'a');"
+    rows = "INSERT INTO t SELECT FROM generate_series(1, 3);"
+    async with streaming(database) as stream:
+        events = await stream.events_of(
+            "CREATE TABLE t ()",
+            f"BEGIN; {rows} SAVEPOINT s; {message} RELEASE s; {rows} COMMIT",
+            f"BEGIN; {rows} SAVEPOINT s; {rows} RELEASE s; {message} SAVEPOINT s; {rows} RELEASE s; COMMIT",
+            f"BEGIN; {rows} SAVEPOINT s; {message} ROLLBACK TO s; {rows} COMMIT",
+        )
+
+    assert tags(events) == [()] * 3 + [("a",)] * 3 + [()] * 6 + [("a",)] * 3 + [()] * 6
+
+
 async def test_prefix_that_the_plugin_cannot_be_told_is_matched_here(database: Database) -> None:
     """A comma would end its list."""
     async with streaming(database, tag_prefix="my, tags") as stream:
@@ -839,6 +855,31 @@ async def test_settings_of_the_database_do_not_reach_the_values(database: Databa
             (selected,) = connection.execute("SELECT * FROM public.t").fetchall()
 
     assert tuple(event.payload.values()) == selected
+
+
+async def test_environment_does_not_reach_the_values(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libpq sends PGDATESTYLE and PGTZ by themselves, and the server takes them above the options of a connection."""
+    monkeypatch.setenv("PGDATESTYLE", "German")
+    monkeypatch.setenv("PGTZ", "Asia/Kolkata")
+    monkeypatch.setenv("PGOPTIONS", "-c bytea_output=escape -c intervalstyle=iso_8601")
+    async with streaming(database) as stream:
+        (event,) = await stream.events_of(
+            "CREATE TYPE pair AS (a timestamptz, b date);"
+            "CREATE TABLE t (id timestamptz PRIMARY KEY, d date, ds date[], p pair, b bytea, i interval)",
+            "INSERT INTO t VALUES ('2024-02-03 12:00+00', '2024-02-03', '{2024-02-03}',"
+            " ('2024-02-03 12:00+00', '2024-02-03'), '\\xdeadbeef', '1 day')",
+        )
+
+    day = date(2024, 2, 3)
+    assert event.record_id == "2024-02-03 12:00:00+00"
+    assert event.payload == {
+        "id": datetime(2024, 2, 3, 12, tzinfo=UTC),
+        "d": day,
+        "ds": [day],
+        "p": '("2024-02-03 12:00:00+00",2024-02-03)',
+        "b": b"\xde\xad\xbe\xef",
+        "i": timedelta(days=1),
+    }
 
 
 # --- the whole service -----------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import pytest
 from cdc import failures
 from cdc.codec import unpack
 from cdc.config import Config
+from cdc.errors import StateError
 from cdc.state import CallbackState, DeadLetter, LetterFilter, LetterState, StateStore, open_state
 from tests.conftest import Database
 from tests.running import Child, child, confirmed, server_lsn, wait_until
@@ -324,6 +325,24 @@ async def test_an_operator_has_dead_letters_tried_again(items: Database, tmp_pat
         assert state(run) is CallbackState.ACTIVE
 
 
+async def test_retried_dead_letters_bring_no_handler_nearer_to_its_removal(items: Database, tmp_path: Path) -> None:
+    """However many of them fail again: the next event of the stream that fails is the first of a row."""
+    config = config_of(items, tmp_path, {"max_attempts": 1})
+    async with running(config) as run:
+        await removed(items, run)
+        with state_of(config) as store:
+            store.mark_resuming("audit")
+            await eventually(lambda: store.callbacks()[0].state is CallbackState.ACTIVE)
+            assert store.request_retry(LetterFilter()) == 3
+        await eventually(lambda: [letter.attempts for letter in letters(config)] == [2, 2, 2])
+        insert(items, 4)
+        await eventually(lambda: len(letters(config)) == 4)
+        run.callbacks.broken.clear()
+        insert(items, 5)
+        await eventually(lambda: run.callbacks.seen == ["5"] or state(run) is CallbackState.REMOVED)
+        assert state(run) is CallbackState.ACTIVE
+
+
 # --- Removal, parking, resuming ------------------------------------------------------------------------------
 
 
@@ -418,6 +437,7 @@ async def test_with_drop_the_missed_range_is_on_record(items: Database, tmp_path
             assert (gap.callback, gap.reason, gap.events) == ("audit", "removed", 6)
             assert gap.first < gap.last
             assert gap.first_time <= gap.last_time
+            await eventually(lambda: store.callbacks()[0].state is CallbackState.REMOVED)  # nothing waits for that
             store.mark_resuming("audit")
         run.callbacks.broken.clear()
         await eventually(lambda: state(run) is CallbackState.ACTIVE)
@@ -531,6 +551,30 @@ async def test_a_mistake_of_ours_ends_the_service_instead_of_standing_still(
 
     with pytest.raises(RuntimeError, match="a mistake"):
         await work()
+
+
+async def test_a_removal_is_on_record_when_the_service_stops_at_once(
+    items: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the state could not take it at first: the next start must not call the handler."""
+    monkeypatch.setattr("cdc.letters.TRY_AGAIN_SECONDS", 0.1)
+    config = config_of(items, tmp_path, {"max_attempts": 1})
+    attempts: list[object] = []
+    async with running(config) as run:
+        store = run.service.letters._store  # type: ignore[union-attr]
+        mark_removed = store.mark_removed
+
+        def busy_at_first(*args: Any) -> None:
+            attempts.append(args)
+            if len(attempts) == 1:
+                raise StateError("locked by another program")
+            mark_removed(*args)
+
+        monkeypatch.setattr(store, "mark_removed", busy_at_first)
+        await removed(items, run)
+        await eventually(lambda: attempts)
+    with state_of(config) as state_after:
+        assert [record.state for record in state_after.callbacks()] == [CallbackState.REMOVED]
 
 
 # --- Over restarts -------------------------------------------------------------------------------------------

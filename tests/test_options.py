@@ -165,10 +165,11 @@ def test_list_is_not_called_short_because_its_only_item_was_refused(tmp_path: Pa
 
 
 def test_value_that_is_no_list_is_told_what_the_list_is_written_like(tmp_path: Path) -> None:
-    """A table in single brackets wants double ones; of any other value it is not known what it was to be."""
-    assert problems(tmp_path, directory="d", rules={"to": "x"}, servers=5) == {
+    """A table in single brackets wants double ones, if tables it shall be."""
+    assert problems(tmp_path, directory="d", rules={"to": "x"}, servers=5, more={"one": "x"}) == {
         "handlers[audit].options.rules": "must be a list of tables; write [[handlers.options.rules]]",
         "handlers[audit].options.servers": "must be a list",
+        "handlers[audit].options.more": "must be a list",
     }
 
 

@@ -249,7 +249,10 @@ def test_version_is_judged_by_what_its_minor_corrects(version: int, severity: Se
     assert found(list(server.judge(facts, slot_exists=True)), "server_version").severity is severity
 
 
-@pytest.mark.parametrize(("encoding", "severity"), [("SQL_ASCII", Severity.ERROR), ("LATIN1", Severity.WARNING)])
+@pytest.mark.parametrize(
+    ("encoding", "severity"),
+    [("SQL_ASCII", Severity.ERROR), ("EUC_JP", Severity.ERROR), ("LATIN1", Severity.WARNING)],
+)
 async def test_encoding_other_than_utf8_is_told(
     database: Database, tmp_path: Path, encoding: str, severity: Severity
 ) -> None:

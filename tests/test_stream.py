@@ -15,6 +15,7 @@ import pytest
 from cdc import pump, session
 from cdc.demo.cluster import Cluster
 from cdc.lsn import Lsn
+from cdc.replication import ReplicationConnection, stream
 from tests.conftest import Database, OwnCluster, drop_database
 from tests.running import (
     Child,
@@ -344,3 +345,24 @@ async def test_a_burst_that_fills_the_buffers_is_read_to_its_end(
                 end = server_lsn(database)
                 wait_until(lambda end=end: is_at_the_socket(server, end))  # type: ignore[misc] # the loop reads nothing yet
                 await eventually(lambda wanted=wanted: len(run.callbacks.seen) == wanted, timeout=30)  # type: ignore[misc]
+
+
+async def test_slot_is_free_once_its_stream_is_closed(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever stops the service may drop the slot, or start another: the server lets it go after the stream's end."""
+    monkeypatch.setattr(
+        stream, "COPY_DONE_SECONDS", 60.0
+    )  # the server answers at once, unless the machine stands still
+    with database.connect() as connection:
+        connection.execute("SELECT pg_create_logical_replication_slot(current_database(), 'wal2json')")
+        active = []
+        for _ in range(40):  # it was free by chance two times in three
+            replication = await ReplicationConnection.connect(database.dsn)
+            streamed = await replication.start(
+                database.name, 0, {"format-version": "2"}, status_interval=60, notice=lambda _: None
+            )
+            await streamed.close()
+            row = connection.execute(
+                "SELECT active FROM pg_replication_slots WHERE slot_name = current_database()"
+            ).fetchone()
+            active.append(row)
+    assert set(active) == {(False,)}

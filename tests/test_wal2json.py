@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -22,19 +21,11 @@ from cdc.messages import Begin, Commit, Message
 from cdc.values import TypeInfo
 from cdc.wal2json import SAMPLE_BURSTS, Decoder, Wal2JsonChange
 from cdc.wal2json.shapes import Whole
-from tests.decoding import WAYS, FixedCatalog, choose, make_decoder
+from tests.decoding import FixedCatalog, each_way, make_decoder  # noqa: F401 - each_way runs by itself
 
 BOOL, BYTEA, INT8, INT4, TEXT, FLOAT8, NUMERIC = 16, 17, 20, 23, 25, 701, 1700
 TIMESTAMPTZ, UUID, TEXTS, OWN_DOMAIN = 1184, 2950, 1009, 20000
 SECRET = "s3cr3t"
-
-
-@pytest.fixture(scope="module", autouse=True, params=WAYS)
-def way(request: pytest.FixtureRequest) -> Iterator[None]:
-    """How a row is read must not be seen: all here runs each way."""
-    with pytest.MonkeyPatch.context() as patch:
-        choose(request.param, patch)
-        yield
 
 
 def unreachable(oid: int) -> TypeInfo | None:
@@ -100,10 +91,19 @@ def test_message_without_a_transaction() -> None:
     """A non-transactional message has neither xid nor time."""
     payload = b'{"action":"M","xid":null,"timestamp":null,"lsn":"0/1","transactional":false,"prefix":"p","content":"c"}'
 
-    assert decoder().decode(payload) == Message(transactional=False, prefix="p", content="c")
+    assert decoder().decode(payload) == Message(transactional=False, prefix="p", content="c", lsn=1)
 
 
-@pytest.mark.parametrize("codec", [None, "euc_jp"])
+def test_change_knows_where_its_record_begins() -> None:
+    """By the head of its message, whatever stands in the row."""
+    text = column("t", TEXT, json.dumps('"lsn":"0/1"'))
+
+    assert insert(text).lsn == 0xAB
+    assert change(message("I", [text]).replace(b"0/AB", b"1F/AB000000")).lsn == 0x1F_AB00_0000
+    assert change(message("I", [text]).replace(b'"lsn":"0/AB",', b"")).lsn == 0
+
+
+@pytest.mark.parametrize("codec", [None, "gb2312"])
 def test_message_of_any_bytes_is_no_error(codec: str | None) -> None:
     """The content is raw bytes, which somebody else may write at any time: it must not stop the stream."""
     payload = b'{"action":"M","lsn":"0/1","transactional":true,"prefix":"p","content":"a\xff\xfeb"}'

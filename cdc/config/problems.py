@@ -52,7 +52,7 @@ def problem_of(error: ErrorDetails, data: Any) -> str:
     location = error["loc"]
     if error["type"] == "extra_forbidden":
         return clean(f"{key_of(location, data)}: unknown key{_suggestion(location)}")
-    if error["type"] == "tuple_type" and isinstance(error["input"], Mapping):
+    if error["type"] == "tuple_type" and location in SECTIONS and isinstance(error["input"], Mapping):
         return problem(location, data, f"must be a list of tables; write [[{location[-1]}]]")
     return problem(location, data, told(error))
 

@@ -33,6 +33,10 @@ _MINUS_ZERO = re.compile(rb"-0(?![0-9.eE])")  # wherever it stands; not of a dat
 # What a domain over date or timestamp looks like; it comes as text under an OID of its own.
 _MOMENT_TEXT = re.compile(r"-?infinity|\d{4,}-\d\d-\d\d")
 
+# Of a change; it stands before all that a table or a row may hold.
+_LSN = re.compile(rb'"lsn":"([0-9A-F]{1,8})/([0-9A-F]{1,8})"')
+_HEAD_BYTES = 256
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -80,6 +84,12 @@ class Wal2JsonChange(msgspec.Struct, gc=False, eq=False):
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         return [("schema", self.schema), ("table", self.table)]
+
+    @property
+    def lsn(self) -> int:
+        """See `cdc.messages.Change`; the stream asks for few of them."""
+        found = _LSN.search(self._raw, 0, _HEAD_BYTES)
+        return 0 if found is None else int(found[1], 16) << 32 | int(found[2], 16)
 
     def payload(self) -> Mapping[str, PostgresValue]:
         """See `cdc.events.Row`."""

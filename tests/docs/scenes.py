@@ -67,7 +67,7 @@ class Scene:
         self._cluster, self._database = cluster, f"docs_{name}"
         self._service: subprocess.Popen[bytes] | None = None
         self._numbers = count(1_000_000)
-        self.port = free_port()
+        self.port = _own_port()
         cluster.create_database(self._database)
         with cluster.connect(self._database) as connection:
             connection.execute(ROLE)
@@ -191,6 +191,12 @@ class Scene:
             code = service.wait(PATIENCE_SECONDS)
             assert code == 0, self.log.read_text()[-2000:]
 
+    def slot_is_free(self) -> bool:
+        """Whether nobody streams from it."""
+        with self._cluster.connect(self._database) as connection:
+            query = "SELECT active FROM pg_replication_slots WHERE slot_name = %s"
+            return connection.execute(query, [self.slot]).fetchone() == (False,)
+
     def close(self) -> None:
         """Kill what still runs."""
         if self._service is not None:
@@ -206,6 +212,17 @@ class Scene:
         if f"port = {self.port}" not in text:
             text, changed = _PORT.subn(f"port = {self.port}", text)
             path.write_text(text if changed else f"{text}\n[http]\nport = {self.port}\n")
+
+
+_PORTS: set[int] = set()
+
+
+def _own_port() -> int:
+    """One that no other scene has been given: it is bound by and by, and until then looks free."""
+    while (port := free_port()) in _PORTS:
+        pass
+    _PORTS.add(port)
+    return port
 
 
 def _fresh(scene: Scene) -> None:
@@ -239,6 +256,7 @@ def _removed(scene: Scene) -> None:
 def _gone(scene: Scene) -> None:
     """The slot of a service that has run is dropped by somebody."""
     _letters(scene)
+    wait_until(scene.slot_is_free, PATIENCE_SECONDS, "the slot is let go")  # the server notices after us
     scene.sql(f"SELECT pg_drop_replication_slot('{scene.slot}')")
 
 

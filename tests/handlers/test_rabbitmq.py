@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
 import time
@@ -364,6 +365,21 @@ async def test_server_that_is_away_is_told_by_its_address(server: RabbitServer) 
     assert time.monotonic() - began < PATIENCE_SECONDS / 2
     async with opened(RabbitMQ, options(server, "second", servers=[nobody, server.address], mandatory=False)) as other:
         await other.handle_batch([event(0)])
+
+
+async def test_connection_that_failed_is_closed() -> None:
+    """One that is not closes itself where the garbage collector finds it: in a thread without an event loop, too."""
+    nobody = away()
+    with pytest.raises(ConnectionError) as caught:  # its traceback holds what was made on the way
+        await RabbitMQ(RabbitMQOptions(servers=(nobody,), timeout_seconds=PATIENCE_SECONDS)).open()
+    (made,) = [one for one in connections() if one.url.authority.endswith(nobody)]
+    assert made.is_closed
+    assert caught.value.__traceback__ is not None
+
+
+def connections() -> list[aio_pika.Connection]:
+    """All that nothing has freed yet."""
+    return [one for one in gc.get_objects() if isinstance(one, aio_pika.Connection)]
 
 
 async def test_wrong_password_is_told_without_it(server: RabbitServer) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +15,7 @@ from cdc.events import EventType
 from cdc.lsn import Lsn
 from cdc.messages import Begin, Commit, Message
 from cdc.wal2json import Wal2JsonChange
-from tests.decoding import WAYS, choose, make_decoder
+from tests.decoding import each_way, make_decoder  # noqa: F401 - each_way runs by itself
 from tests.properties.messages import (
     NUMERIC,
     TEXTS,
@@ -36,14 +35,6 @@ from tests.properties.messages import (
 from tests.properties.profiles import examples
 
 TYPES = {"I": EventType.CREATE, "U": EventType.UPDATE, "D": EventType.DELETE, "T": EventType.TRUNCATE}
-
-
-@pytest.fixture(scope="module", autouse=True, params=WAYS)
-def way(request: pytest.FixtureRequest) -> Iterator[None]:
-    """How a row is read must not be seen: all here runs each way."""
-    with pytest.MonkeyPatch.context() as patch:
-        choose(request.param, patch)
-        yield
 
 
 def decoded(payload: bytes, *watch: str, toastable: frozenset[str] = frozenset()) -> Wal2JsonChange:
@@ -146,7 +137,7 @@ def test_boundaries_and_messages_hold_what_was_put_in(
     assert decode(boundary("B", lsn, xid)) == Begin(Lsn(lsn), xid, TIME)
     assert decode(boundary("C", lsn, xid)) == Commit(Lsn(lsn))
     assert decode(logical_message(prefix, content, transactional=transactional)) == Message(
-        transactional, prefix, content
+        transactional, prefix, content, lsn=1
     )
 
 
