@@ -294,6 +294,9 @@ def test_record_id_without_a_key() -> None:
     assert insert(*row).record_id() is None
     assert change(message("D", None, [column("other", INT4, "1")], ["k"])).record_id() is None
     assert change(message("T")).record_id() is None
+    assert insert(column("k", NUMERIC, "null"), key=["k"]).record_id() is None  # NaN or an infinity
+    assert insert(column("k", INT4, "1"), column("f", FLOAT8, "null"), key=["k", "f"]).record_id() is None
+    assert change(message("U", [column("k", NUMERIC, "1")], [column("k", NUMERIC, "null")], ["k"])).record_id() == "1"
 
 
 def test_previous_record_id_is_the_old_key() -> None:

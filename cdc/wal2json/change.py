@@ -200,6 +200,8 @@ class Wal2JsonChange(msgspec.Struct, gc=False, eq=False):
             for column in key:
                 values.setdefault(column.name, column)
             if len(values) == len(names):
+                if any(column.value is None for column in values.values()):
+                    return None  # no key is NULL: a NaN or an infinity, which wal2json 2.5 does not tell apart
                 texts = [_key_part(values[name]) for name in names]
                 return str(texts[0]) if len(texts) == 1 else orjson.dumps(texts).decode()
         return None  # the replica identity is an index that lacks a column of the primary key
