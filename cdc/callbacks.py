@@ -162,10 +162,15 @@ class Registration:
         """A call came to a good end; the count of failures starts again."""
         self.consecutive_failures = 0
 
-    def failed(self, event: DatabaseEvent, error: BaseException, outcome: str, *, kept: bool = False) -> None:
-        """An event has failed, or timed out: `outcome`. Unless it is `kept` as a dead letter, it is missed."""
+    def failed(
+        self, event: DatabaseEvent, error: BaseException, outcome: str, *, kept: bool = False, lenient: bool = False
+    ) -> None:
+        """An event has failed, or timed out: `outcome`. Unless it is `kept` as a dead letter, it is missed.
+
+        A `lenient` failure brings nobody nearer to a removal: the event had failed before.
+        """
         if not kept:
             self._lose(outcome, event, 1)
-        self.consecutive_failures += 1
+        self.consecutive_failures += not lenient
         self.outcomes[outcome] += 1
         self.last_error = type(error).__name__  # not its text: it may hold values of the row

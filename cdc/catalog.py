@@ -18,7 +18,7 @@ from cdc.codes import Code
 from cdc.errors import CdcError, StreamLost
 from cdc.values import Loaders, TypeInfo, TypeKind
 
-__all__ = ["Catalog"]
+__all__ = ["Catalog", "Table"]
 
 Table: TypeAlias = tuple[str, str]
 
@@ -40,11 +40,11 @@ TYPES = """
     LEFT JOIN pg_catalog.pg_class c ON c.oid = coalesce(nullif(e.typrelid, 0), t.typrelid)
     WHERE c.oid IS NULL OR c.relkind = 'c' OR t.oid = %s
 """
-# The server leaves a value out of an UPDATE only if it is stored outside of the row: of variable length, and
-# with a storage other than plain.
+# The server leaves a value out of an UPDATE only if it is stored outside of the row: of variable length, whatever the
+# column's storage. ALTER COLUMN ... SET STORAGE PLAIN leaves the values where they are.
 TOASTABLE = """
     SELECT n.nspname, c.relname,
-           array_agg(a.attname::text) FILTER (WHERE a.attlen = -1 AND a.attstorage <> 'p')
+           array_agg(a.attname::text) FILTER (WHERE a.attlen = -1)
     FROM pg_catalog.pg_class c
     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -71,11 +71,6 @@ class Catalog:
         self._types: Mapping[int, TypeInfo] = {}
         self._toastable: Mapping[Table, frozenset[str]] = {}
 
-    @property
-    def tables(self) -> Collection[Table]:
-        """(schema, name) of the permanent tables outside of pg_catalog, as of the last look."""
-        return self._toastable.keys()
-
     async def load(self) -> None:
         """Read all types and tables; StreamLost when the database cannot be asked."""
         try:
@@ -92,6 +87,11 @@ class Catalog:
     async def refresh(self) -> None:
         """Read all again. Types and tables that are gone stay known: the stream may still carry them."""
         await self.load()
+
+    @property
+    def tables(self) -> Collection[Table]:
+        """Schema and name of each that a look has found; right after :meth:`load`, of all whose changes are logged."""
+        return self._toastable.keys()
 
     def resolve(self, oid: int) -> TypeInfo | None:
         """What type `oid` is; None when the database has no such type (any more)."""

@@ -101,7 +101,9 @@ CALLBACK_EVENTS = _counter(
     "outcome",
 )
 CALLBACK_RETRIES = _counter("callback_retries", "Attempts but the first.", "callback")
-CONSECUTIVE_FAILURES = _gauge("callback_consecutive_failures", "Events that failed since the last success.", "callback")
+CONSECUTIVE_FAILURES = _gauge(
+    "callback_consecutive_failures", "Events that failed since the last success; no retried dead letters.", "callback"
+)
 CALLBACKS_REMOVED = _counter("callbacks_removed", "Callbacks that were taken out.", "reason")
 HOLDBACK_BYTES = _gauge("callback_holdback_bytes", "WAL that it lies behind what was received.", "callback")
 HOLDBACK_SECONDS = _gauge("callback_holdback_seconds", "Age of its oldest unsettled commit.", "callback")

@@ -28,7 +28,7 @@ MAX_VALUE = 2_000  # characters of one value: a whole server message with its hi
 MAX_DEPTH = 4  # of nested values: logs are read by line
 MAX_ITEMS = 100  # of one list or table: a thousand long names are no line any more
 MAX_CAUSES = 10  # of one traceback
-LIBRARY_CODE = "library_log"  # of warnings that other libraries log: their texts are not ours to name
+LIBRARY_EVENT = "library_log"  # of all that libraries log, and the code of their warnings: their texts are no names
 _HIDDEN = "***"
 
 # user:password@ in a URI, and password=... as libpq and query strings write it, plain or in quotes.
@@ -142,12 +142,16 @@ def _name_situation(_logger: object, method: str, event: EventDict) -> EventDict
 
 
 def _name_library(_logger: object, _method: str, event: EventDict) -> EventDict:
-    """The same for a library's; and of asyncio's lines only the first, the others quote the error that it tells of."""
-    record = event.get("_record")
-    if record is not None and record.name == "asyncio":
-        event["event"] = str(event["event"]).partition("\n")[0]
+    """The same for a library's: one event for all of them, with who says it and what in fields of their own.
+
+    Of asyncio's texts only the first line: the others quote the error that it tells of.
+    """
+    name, text = event["_record"].name, str(event["event"])
+    if name == "asyncio":
+        text = text.partition("\n")[0]
+    event.update(event=LIBRARY_EVENT, logger=name, text=text)
     if event["level"] not in ("debug", "info"):
-        event["code"] = LIBRARY_CODE
+        event["code"] = LIBRARY_EVENT
     return event
 
 

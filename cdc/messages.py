@@ -32,11 +32,15 @@ class Commit(msgspec.Struct, frozen=True, gc=False):
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
-    """A logical decoding message (`pg_logical_emit_message`) with a prefix that was asked for."""
+    """A logical decoding message (`pg_logical_emit_message`) with a prefix that was asked for.
+
+    `lsn` is where its WAL record ends, 0 when the plugin does not tell.
+    """
 
     transactional: bool
     prefix: str
     content: str
+    lsn: int = 0
 
 
 class Change(Row, Protocol):
@@ -46,6 +50,10 @@ class Change(Row, Protocol):
     schema: str
     table: str
     watched: bool
+
+    @property
+    def lsn(self) -> int:
+        """Where its WAL record begins, 0 when the plugin does not tell; a record may hold many rows."""
 
     def deleted_softly(self, columns: frozenset[str]) -> bool:
         """Whether this update turns one of `columns` to deleted (boolean false, timestamp not null)."""

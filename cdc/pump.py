@@ -115,7 +115,7 @@ class Pump:
         if self._decoder is None:
             return
         messages, error = self._decoder.decode_all(payloads)  # what came before an error is delivered still
-        assembled = self._assembler.feed(messages)
+        assembled = self._assembler.feed(messages, is_last=error is not None)
         if assembled.events or assembled.commits:
             memory = 2 * sum(map(len, payloads)) + EVENT_MEMORY * len(assembled.events)
             batch = Batch(assembled.events, assembled.commits, memory)

@@ -224,13 +224,17 @@ class Reloads:
         """From the next event on, what the stream brings goes to the new ones, and not to those that leave."""
         start = self._start()
         for registration in fresh:
-            gaps = [] if start is None else absence(registration.name, records.get(registration.name), start)
-            for gap in gaps:
+            for gap in self._absence(registration.name, records.get(registration.name), start):
                 self._note_gap(gap)
             registration.is_routed = True
         for registration in leaving:
             registration.is_routed = False
             registration.leaves_at = start or BEGINNING
+
+    def _absence(self, name: str, record: CallbackRecord | None, start: Position | None) -> list[Gap]:
+        """What it has missed: nothing where nothing was routed since it left, however far the slot has moved on."""
+        is_up_to_date = record is not None and self.pump is not None and record.settled >= self.pump.frontier
+        return [] if start is None or is_up_to_date else absence(name, record, start)
 
     def _start(self) -> Position | None:
         """Everything up to here was routed; None where nothing was ever."""

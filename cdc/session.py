@@ -15,6 +15,7 @@ from cdc.catalog import Catalog
 from cdc.codes import Code
 from cdc.config import Config, SourceConfig
 from cdc.consumer import Consumer
+from cdc.encodings import CODECS
 from cdc.errors import ServerUnfit, StreamLost
 from cdc.messages import Decoder
 from cdc.patterns import TablePatterns
@@ -228,18 +229,6 @@ def codec_of(settings: dict[str, str]) -> str | None:
             code=Code.ENCODING_UNFIT,
         )
     return CODECS[encoding]
-
-
-CODECS = (
-    {
-        f"LATIN{number}": f"iso8859-{part}"
-        for number, part in {1: 1, 2: 2, 3: 3, 4: 4, 5: 9, 6: 10, 7: 13, 8: 14, 9: 15, 10: 16}.items()
-    }
-    | {f"ISO_8859_{part}": f"iso8859-{part}" for part in (5, 6, 7, 8)}
-    | {f"WIN{page}": f"cp{page}" for page in (1250, 1251, 1252, 1253, 1254, 1255, 1256, 1257, 1258, 866, 874)}
-    | {"KOI8R": "koi8-r", "KOI8U": "koi8-u", "EUC_JP": "euc_jp", "EUC_KR": "euc_kr", "EUC_CN": "gb2312"}
-)
-"""Encodings of PostgreSQL that Python reads the same way; the payload comes in the server's encoding."""
 
 
 def identity_notices(counts: Counter[str]) -> NoticeHandler:

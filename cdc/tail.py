@@ -17,13 +17,14 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from cdc.catalog import Catalog
+from cdc.catalog import Catalog, Table
 from cdc.codes import Code
 from cdc.config import Config, SignalConfig, SlotGuardConfig
 from cdc.errors import CdcError, ServerUnfit, StreamLost
 from cdc.events import DatabaseEvent, EventType
 from cdc.lsn import Lsn
 from cdc.monitor import Monitor
+from cdc.patterns import TablePatterns
 from cdc.progress import Ledger
 from cdc.pump import Pump
 from cdc.refusals import command_error, connect_error
@@ -83,7 +84,7 @@ class Tail:
         self.slot = f"cdc_tail_{secrets.token_hex(6)}"
         self.lsn = Lsn(0)  # where it begins
         self.database = ""
-        self.tables: Collection[tuple[str, str]] = ()  # (schema, name) of those that were there when it began
+        self.tables: Collection[Table] = ()  # that are there when it begins
         self._config = config
         self._dsn = make_conninfo(config.source.dsn, application_name=APPLICATION)
         self._max_wal = max_wal
@@ -131,7 +132,7 @@ class Tail:
         except BaseException:
             await self._stream.close()
             raise
-        self.tables = tuple(catalog.tables)
+        self.tables = catalog.tables
         self._monitor.catalog = catalog
         self._decoder = Decoder(catalog, watch=self._selection.watched_columns, codec=codec)
 
@@ -181,6 +182,10 @@ class Tail:
         except psycopg.Error:
             return None
         return list(row[0]) if row else None
+
+    def delivers(self, view: View, schema: str, table: str) -> bool:
+        """Whether the configuration lets events of this table come to `view`."""
+        return self._selection.tables.matches(schema, table) and TablePatterns(view.tables).matches(schema, table)
 
     async def run(self, view: View, receive: Receive) -> None:
         """Hand on events until cancelled; what `receive` raises is raised here, as is why it cannot go on.

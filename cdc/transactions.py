@@ -7,9 +7,11 @@ sends whole transactions again, and what lies at or before `seen` is counted but
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import cast
 
 from cdc.errors import DecodeError
@@ -21,6 +23,7 @@ from cdc.patterns import TablePatterns
 __all__ = ["Assembled", "Assembler", "CommitMark", "Selection", "TagRule"]
 
 _NO_CHANGES: frozenset[type] = frozenset({Begin, Commit, Message})
+_lsn = attrgetter("lsn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,7 @@ class Assembler:
         self._seen_lsn = self._commit_lsn = flushed
         self._seen_ordinal = 0
         self._skipping = False
+        self._held: list[Change] = []  # of the open transaction, see `_feed`
         self.counts: Counter[Kind] = Counter()
         self.filtered: Counter[str] = Counter()
         self.transactions = 0
@@ -111,33 +115,41 @@ class Assembler:
     def reconnect(self) -> None:
         """Forget the open transaction: the server sends it again from its beginning."""
         self._transaction = None
+        self._held = []
         self._id = self._commit_id
 
-    def feed(self, messages: Iterable[Decoded]) -> Assembled:
+    def feed(self, messages: Iterable[Decoded], *, is_last: bool = False) -> Assembled:
         """Take messages in the order of the stream.
 
-        When one cannot be taken, none of this call was: the error passes, the caller has no events, and
+        Inside a transaction the changes of the last record are held back until the next call, unless it `is_last`.
+        When a message cannot be taken, none of this call was: the error passes, the caller has no events, and
         after `reconnect` the same messages give the same events.
         """
         before = (self._seen_lsn, self._seen_ordinal, self._commit_lsn, self._commit_id, self.transactions)
         try:
-            return self._feed(messages)
+            return self._feed(messages, is_last=is_last)
         except BaseException:
             self._seen_lsn, self._seen_ordinal, self._commit_lsn, self._commit_id, self.transactions = before
             self.reconnect()
             raise
 
-    def _feed(self, messages: Iterable[Decoded]) -> Assembled:
+    def _feed(self, messages: Iterable[Decoded], *, is_last: bool) -> Assembled:
+        """A message goes before the changes that begin where it ends, though the server may send it behind them.
+
+        It merges a transaction and its subtransactions by LSN, and gives a message that of its record's end, a change
+        that of its record's beginning. So the last record's changes wait for what comes next.
+        """
         result = Assembled()
-        run: list[Change] = []
+        run, self._held = self._held, []
         for message in messages:
             # Changes are nearly all there is: one look-up sorts them out, where each isinstance() costs as much.
             if message.__class__ not in _NO_CHANGES:
                 run.append(cast(Change, message))
                 continue
+            behind = _cut(run, message.lsn) if isinstance(message, Message) else []
             if run:
                 self._changes(run, result)
-                run = []
+            run = behind
             if isinstance(message, Begin):
                 self._begin(message)
             elif isinstance(message, Commit):
@@ -145,6 +157,8 @@ class Assembler:
                     result.commits.append(mark)
             elif isinstance(message, Message):
                 self._message(message)
+        if run and self._transaction is not None and not is_last:
+            self._held = _cut(run, run[-1].lsn)
         if run:
             self._changes(run, result)
         self.counts.update(result.kinds)
@@ -256,6 +270,14 @@ class Assembler:
             kind = Kind(event_type, schema, table, tags)
         self._kinds[key] = kind
         return kind
+
+
+def _cut(run: list[Change], lsn: int) -> list[Change]:
+    """Take the changes from `lsn` on off the end of a run, in which LSNs rise; none where `lsn` is not known."""
+    at = bisect_left(run, lsn, key=_lsn) if lsn else len(run)
+    behind = run[at:]
+    del run[at:]
+    return behind
 
 
 def _joined(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:

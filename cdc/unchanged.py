@@ -40,7 +40,9 @@ class Unchanged:
         self.counts: Counter[str] = Counter()  # by table
         self._decoder: Decoder | None = None
         self._columns: ToastColumns | None = None
-        self._found: dict[int, tuple[Decoded, int]] = {}  # by identity of the change, of the burst decoded last
+        # By identity of the change, of the burst decoded last and the one before, the last of which waits for this one.
+        self._found: dict[int, tuple[Decoded, int]] = {}
+        self._earlier: dict[int, tuple[Decoded, int]] = {}
         # By table: the columns that may be left out, and how many columns a complete update names; -1: none was seen.
         self._complete: dict[tuple[str, str], tuple[frozenset[str], int]] = {}
 
@@ -53,8 +55,8 @@ class Unchanged:
         """See `cdc.messages.Decoder`."""
         assert self._decoder is not None  # noqa: S101 - `of` goes before
         messages, error = self._decoder.decode_all(payloads)
-        if self._found:
-            self._found = {}
+        if self._found or self._earlier:
+            self._earlier, self._found = self._found, {}
         schema, table, (columns, complete) = "", "", _NOTHING
         for message, payload in zip(messages, payloads, strict=False):
             # One loop without a call, for its sake: it runs for each change, where three in ten are updates.
@@ -75,10 +77,11 @@ class Unchanged:
         return messages, error
 
     def take(self, events: Sequence[DatabaseEvent]) -> None:
-        """These were made of the burst decoded last, and are handed out."""
-        if self._found:
+        """These were made of the burst decoded last, or had waited for it, and are handed out."""
+        if self._found or self._earlier:
             for event in events:
-                if (found := self._found.get(id(event.row))) is not None:
+                change = id(event.row)
+                if (found := self._found.get(change) or self._earlier.get(change)) is not None:
                     self.counts[event.kind.table] += found[1]
 
     def _of_table(self, schema: str, table: str) -> tuple[frozenset[str], int]:

@@ -104,14 +104,27 @@ def test_types_are_known_from_memory(catalog: Catalog, database: Database, conne
 
 
 def test_toastable_columns(catalog: Catalog) -> None:
-    """Variable length and not stored plain, dropped columns left out, domains and generated columns in."""
+    """Variable length, however stored, dropped columns left out, domains and generated columns in."""
     assert catalog.toastable("public", "users") == {
-        *("name", "email", "fixed", "data", "note", "price", "ids", "hash", "main", "tall")
+        *("name", "email", "fixed", "data", "note", "price", "ids", "hash", "plain", "main", "tall")
     }
     assert catalog.toastable("public", "counters") == frozenset()
     assert catalog.toastable("public", "empty") == frozenset()
     assert catalog.toastable("Other Schema", 'Ünï "x" table') == {"a", "b c"}
     assert catalog.toastable("public", "parts") == catalog.toastable("public", "parts_1") == {"v"}
+
+
+async def test_tables_are_those_whose_changes_are_logged(database: Database) -> None:
+    """With their schemas, and the parents of partitions; no views, nothing that is unlogged or the server's own."""
+    database.execute("""
+        CREATE TABLE kept (id int); CREATE UNLOGGED TABLE unlogged (id int); CREATE VIEW seen AS SELECT 1;
+        CREATE TABLE parted (id int) PARTITION BY LIST (id); CREATE TABLE part PARTITION OF parted DEFAULT;
+        CREATE SCHEMA "a.b"; CREATE TABLE "a.b"."C" (id int);
+    """)
+    catalog = Catalog(database.dsn)
+    await catalog.load()
+    found = {table for table in catalog.tables if table[0] != "information_schema"}
+    assert found == {("public", "kept"), ("public", "parted"), ("public", "part"), ("a.b", "C")}
 
 
 def test_toastable_is_what_the_server_leaves_out(catalog: Catalog, database: Database) -> None:
@@ -170,18 +183,17 @@ def test_table_created_later_is_fetched_once(catalog: Catalog, database: Databas
 
 
 async def test_refresh_sees_changed_columns(catalog: Catalog, database: Database) -> None:
-    """Columns dropped, added, renamed and of another storage."""
+    """Columns dropped, added and renamed."""
     database.execute("""
         ALTER TABLE users DROP COLUMN data;
         ALTER TABLE users ADD COLUMN added text;
-        ALTER TABLE users RENAME COLUMN email TO mail;
-        ALTER TABLE users ALTER COLUMN main SET STORAGE PLAIN
+        ALTER TABLE users RENAME COLUMN email TO mail
     """)
 
     await catalog.refresh()
 
     assert catalog.toastable("public", "users") == {
-        *("name", "mail", "fixed", "note", "price", "ids", "hash", "tall", "added")
+        *("name", "mail", "fixed", "note", "price", "ids", "hash", "plain", "main", "tall", "added")
     }
 
 

@@ -22,10 +22,10 @@ from typing import IO
 import pytest
 
 import cdc.tail
-from cdc.cli.shown import Filter, Shown
+from cdc.cli.filters import Filter
+from cdc.cli.shown import Shown
 from cdc.config import Config, SourceConfig
-from cdc.events import DatabaseEvent, EventType
-from cdc.patterns import TablePatterns, TagPatterns
+from cdc.events import DatabaseEvent
 from cdc.testing import EventStream
 from tests.conftest import Database, OwnCluster
 from tests.running import POLL_SECONDS, child, slot_info, wait_until
@@ -177,7 +177,7 @@ async def test_event_whose_line_is_out_is_counted_though_control_c_comes_first()
             lines.extend(events)
             written.set()
 
-    shown = Shown(Screen(), Filter(TablePatterns(()), frozenset(EventType), TagPatterns(())), limit=0)
+    shown = Shown(Screen(), Filter(), limit=0)
     task = asyncio.create_task(shown.receive([EventStream().create("users", {"id": 1})]))
     await asyncio.sleep(0)
     assert written.wait(SECONDS)  # the event loop stands still meanwhile
@@ -226,16 +226,23 @@ def test_filters_choose_by_table_type_and_tag(database: Database, tmp_path: Path
     assert lines[1].endswith("truncate public.orders  [a:2]\n")
 
 
-def test_name_that_no_table_has_is_told_and_waited_for(database: Database, tmp_path: Path) -> None:
-    """With the one that was perhaps meant; a table may come to be later."""
-    database.execute(TABLES)
-    with tailing(tmp_path, "--dsn", database.dsn, "-n", "1", "-t", "public.user", "-t", "*.orders") as tail:
-        assert (
-            tail.say() == f"warning: no table of {database.name} is named public.user yet; did you mean public.users?\n"
-        )
+def test_table_that_nobody_has_is_remarked_upon(database: Database, tmp_path: Path) -> None:
+    """Each pattern without a table is told once, with what it may have meant; a table that comes later is shown."""
+    configure(tmp_path, database.dsn)
+    database.execute("CREATE TABLE users (id int PRIMARY KEY); CREATE TABLE notes (id int PRIMARY KEY)")
+    arguments = ["-t", "public.user*", "-t", "public.usres", "-t", "public.orders", "-t", "public.notes", "-n", "1"]
+    with tailing(tmp_path, *arguments) as tail:
         tail.begin()
-        database.execute('CREATE TABLE "user" (id int PRIMARY KEY); INSERT INTO "user" VALUES (1)')
-        assert tail.line().endswith("create   public.user 1  id=1\n")
+        remarks = [tail.say() for _ in range(3)]
+        database.execute("CREATE TABLE orders (id int PRIMARY KEY); INSERT INTO orders VALUES (5)")
+        assert " public.orders 5 " in tail.line()
+        assert tail.process.wait(SECONDS) == 0
+        assert len(tail.rest().splitlines()) == 5, "the begin, three remarks, the count"
+    assert remarks == [
+        "warning: no table matches --table public.usres, so far; did you mean public.users?\n",
+        "warning: no table matches --table public.orders, so far\n",
+        "warning: --table public.notes matches only what the configuration leaves out\n",
+    ]
 
 
 def test_running_service_does_not_notice_it(database: Database, tmp_path: Path) -> None:
@@ -406,7 +413,11 @@ def test_what_keeps_it_from_beginning_is_named_with_its_fix(database: Database, 
             "error[usage_wrong]: --table: table pattern 'users' names no schema",
         ),
         (["--json", "--no-values"], "leave out"),
-        (["--type", "insert"], "insert"),
+        (
+            ["--dsn", "dbname=x", "--type", "insert"],
+            "error[usage_wrong]: --type insert is none\nfix: it is create, update, delete or truncate\n",
+        ),
+        (["--dsn", "dbname=x", "--type", "creat"], "fix: did you mean create? it is create, update"),
     ):
         code, text = refused(tmp_path, *arguments)
         assert (code, words in text, "s3cret" in text, "Traceback" in text) == (2, True, False, False), text

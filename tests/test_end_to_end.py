@@ -7,6 +7,7 @@ import json
 import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict
@@ -166,6 +167,20 @@ async def test_unchanged_toast_is_named_and_absent(database: Database) -> None:
         assert nulled.unchanged == {"b"}
         assert rewritten.payload["a"] == "x" + str(created.payload["b"])
         assert json.loads(touched.to_json())["unchanged"] == ["a", "b"]
+
+
+async def test_unchanged_toast_of_a_column_that_became_plain_is_named(database: Database) -> None:
+    """Its values stay where they were stored, and are left out as before."""
+    async with streaming(database) as stream:
+        _, event = await stream.events_of(
+            "CREATE TABLE t (id int PRIMARY KEY, n int, a text)",
+            f"INSERT INTO t VALUES (1, 0, {BIG})",
+            "ALTER TABLE t ALTER a SET STORAGE PLAIN",
+            "UPDATE t SET n = 1",
+        )
+
+        assert event.payload == {"id": 1, "n": 1}
+        assert event.unchanged == {"a"}
 
 
 async def test_unchanged_toast_is_filled_from_the_full_identity(database: Database) -> None:
@@ -605,6 +620,21 @@ async def test_tags_of_messages(database: Database) -> None:
     assert filtered == {"tag_message_outside_transaction": 1}
 
 
+async def test_tags_of_a_savepoint_reach_what_follows_it(database: Database) -> None:
+    """PostgreSQL sends the message of a subtransaction behind the change whose record begins where its own ends."""
+    message = "SELECT pg_logical_emit_message(true, 'cdc.tags', 'a');"
+    rows = "INSERT INTO t SELECT FROM generate_series(1, 3);"
+    async with streaming(database) as stream:
+        events = await stream.events_of(
+            "CREATE TABLE t ()",
+            f"BEGIN; {rows} SAVEPOINT s; {message} RELEASE s; {rows} COMMIT",
+            f"BEGIN; {rows} SAVEPOINT s; {rows} RELEASE s; {message} SAVEPOINT s; {rows} RELEASE s; COMMIT",
+            f"BEGIN; {rows} SAVEPOINT s; {message} ROLLBACK TO s; {rows} COMMIT",
+        )
+
+    assert tags(events) == [()] * 3 + [("a",)] * 3 + [()] * 6 + [("a",)] * 3 + [()] * 6
+
+
 async def test_prefix_that_the_plugin_cannot_be_told_is_matched_here(database: Database) -> None:
     """A comma would end its list."""
     async with streaming(database, tag_prefix="my, tags") as stream:
@@ -699,6 +729,20 @@ async def test_soft_delete(database: Database) -> None:
         ]
     ]
     assert events[2].payload == {"id": 1, "__is_active__": False, "v": 0}
+
+
+async def test_no_soft_delete_is_what_only_looks_like_one(database: Database) -> None:
+    """A label of an enum, a text under a domain or of an extension: what counts is the type."""
+    kinds = ("mood", "label", "citext")
+    async with streaming(database) as stream:
+        database.execute("CREATE EXTENSION citext; CREATE TYPE mood AS ENUM ('t', 'f'); CREATE DOMAIN label AS text")
+        events = await stream.events_of(
+            *(f"CREATE TABLE {kind}s (id int PRIMARY KEY, __is_active__ {kind})" for kind in kinds),
+            *(f"INSERT INTO {kind}s VALUES (1, 't')" for kind in kinds),
+            *(f"UPDATE {kind}s SET __is_active__ = 'f'" for kind in kinds),
+        )
+
+    assert [event.event_type for event in events] == [EventType.CREATE] * 3 + [EventType.UPDATE] * 3
 
 
 # --- values ----------------------------------------------------------------------------------------------
@@ -839,6 +883,31 @@ async def test_settings_of_the_database_do_not_reach_the_values(database: Databa
             (selected,) = connection.execute("SELECT * FROM public.t").fetchall()
 
     assert tuple(event.payload.values()) == selected
+
+
+async def test_environment_does_not_reach_the_values(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """libpq sends PGDATESTYLE and PGTZ by themselves, and the server takes them above the options of a connection."""
+    monkeypatch.setenv("PGDATESTYLE", "German")
+    monkeypatch.setenv("PGTZ", "Asia/Kolkata")
+    monkeypatch.setenv("PGOPTIONS", "-c bytea_output=escape -c intervalstyle=iso_8601")
+    async with streaming(database) as stream:
+        (event,) = await stream.events_of(
+            "CREATE TYPE pair AS (a timestamptz, b date);"
+            "CREATE TABLE t (id timestamptz PRIMARY KEY, d date, ds date[], p pair, b bytea, i interval)",
+            "INSERT INTO t VALUES ('2024-02-03 12:00+00', '2024-02-03', '{2024-02-03}',"
+            " ('2024-02-03 12:00+00', '2024-02-03'), '\\xdeadbeef', '1 day')",
+        )
+
+    day = date(2024, 2, 3)
+    assert event.record_id == "2024-02-03 12:00:00+00"
+    assert event.payload == {
+        "id": datetime(2024, 2, 3, 12, tzinfo=UTC),
+        "d": day,
+        "ds": [day],
+        "p": '("2024-02-03 12:00:00+00",2024-02-03)',
+        "b": b"\xde\xad\xbe\xef",
+        "i": timedelta(days=1),
+    }
 
 
 # --- the whole service -----------------------------------------------------------------------------------

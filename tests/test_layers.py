@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # `cdc/__init__.py` only re-exports and has no floor. Tests and bench may import anything, also cdc.demo.
 FLOORS = (
     {"codes"},
-    {"errors", "lsn", "consumer", "hangups", "traces", "histogram", "side_tasks", "wording"},
+    {"errors", "lsn", "consumer", "encodings", "hangups", "traces", "histogram", "side_tasks", "wording"},
     {"values", "patterns", "logs", "tagging", "exposition", "status", "invocation", "outage"},
     {"events", "options", "rendering"},
     {"messages", "protocol", "config", "failures", "codec", "dedupe", "columns", "terms"},

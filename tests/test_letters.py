@@ -324,6 +324,24 @@ async def test_an_operator_has_dead_letters_tried_again(items: Database, tmp_pat
         assert state(run) is CallbackState.ACTIVE
 
 
+async def test_retried_dead_letters_bring_no_handler_nearer_to_its_removal(items: Database, tmp_path: Path) -> None:
+    """However many of them fail again: the next event of the stream that fails is the first of a row."""
+    config = config_of(items, tmp_path, {"max_attempts": 1})
+    async with running(config) as run:
+        await removed(items, run)
+        with state_of(config) as store:
+            store.mark_resuming("audit")
+            await eventually(lambda: store.callbacks()[0].state is CallbackState.ACTIVE)
+            assert store.request_retry(LetterFilter()) == 3
+        await eventually(lambda: [letter.attempts for letter in letters(config)] == [2, 2, 2])
+        insert(items, 4)
+        await eventually(lambda: len(letters(config)) == 4)
+        run.callbacks.broken.clear()
+        insert(items, 5)
+        await eventually(lambda: run.callbacks.seen == ["5"] or state(run) is CallbackState.REMOVED)
+        assert state(run) is CallbackState.ACTIVE
+
+
 # --- Removal, parking, resuming ------------------------------------------------------------------------------
 
 

@@ -191,7 +191,7 @@ def test_what_asyncio_says_of_a_lost_task_quotes_no_error() -> None:
 
     assert "row-value" not in stream.getvalue()
     entry = json.loads(stream.getvalue())
-    assert (entry["event"], entry["exception"]) == ("Task exception was never retrieved", "ValueError")
+    assert (entry["text"], entry["exception"]) == ("Task exception was never retrieved", "ValueError")
 
 
 def test_levels_below_the_setting_are_silent() -> None:
@@ -205,14 +205,27 @@ def test_levels_below_the_setting_are_silent() -> None:
 
 
 def test_library_logs_go_the_same_way() -> None:
-    """A warning of aiohttp or asyncio is structured and cleaned, too."""
+    """A warning of aiohttp or asyncio is structured and cleaned, too: one event for all, who says it, and what."""
     stream = logged()
 
     logging.getLogger("some.library").warning("cannot reach %s", "postgres://u:s3cret@h")
+    logging.getLogger("some.library").info("reached")
 
-    entry = json.loads(stream.getvalue())
-    assert entry["event"] == "cannot reach postgres://u:***@h"
-    assert entry["level"] == "warning"
+    warning, info = map(json.loads, stream.getvalue().splitlines())
+    assert (warning["event"], warning["level"]) == ("library_log", "warning")
+    assert (warning["logger"], warning["text"]) == ("some.library", "cannot reach postgres://u:***@h")
+    assert (info["event"], info["logger"], info["text"]) == ("library_log", "some.library", "reached")
+
+
+def test_library_logs_are_read_by_people_too() -> None:
+    """In the console format a line has the library's name and its text."""
+    stream = logged(log_format="console")
+
+    logging.getLogger("some.library").warning("cannot reach it")
+
+    text = stream.getvalue()
+    assert text.count("\n") == 1
+    assert all(word in text for word in ("library_log", "some.library", "cannot reach it"))
 
 
 def test_console_format_is_for_people_without_colour_off_terminals() -> None:

@@ -57,6 +57,7 @@ async def test_walsenders_of_other_roles_are_counted(database: Database, tmp_pat
         async def used() -> int:
             return int(found(await check(settings(dsn, tmp_path)), "wal_senders").message.partition(" ")[0])
 
+        trial_is_gone(database.cluster)  # that of a test before, in a database that stays
         before = await used()
         trial_is_gone(database.cluster)
         with database.connect(replication="database") as walsender:
@@ -122,6 +123,22 @@ async def test_state_that_is_not_there_yet_cannot_be_made_on_a_standby(own_clust
         told = found(await check(config), "state")
         with pytest.raises(StateError) as caught:
             open_state(url)
+
+    assert (told.severity, "is a standby" in told.message) == (Severity.ERROR, True)
+    assert told.fix == caught.value.hint
+    assert caught.value.code == "state_not_permitted"
+
+
+async def test_state_that_is_there_cannot_be_written_on_a_standby(own_cluster: OwnCluster, tmp_path: Path) -> None:
+    """It can be read there, and the service would end at its start."""
+    cluster = own_cluster()
+    open_state(state_url(cluster)).close()
+    with Standby(cluster) as standby:
+        url = state_url(standby)
+        config = settings(cluster.dsn(), tmp_path).model_copy(update={"state": StateConfig(url=url)})
+        told = found(await check(config), "state")
+        with pytest.raises(StateError) as caught:
+            open_state(url, owner=True)
 
     assert (told.severity, "is a standby" in told.message) == (Severity.ERROR, True)
     assert told.fix == caught.value.hint

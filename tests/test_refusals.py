@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import signal
 import socket
 import sqlite3
 import threading
@@ -146,11 +144,11 @@ def test_a_slot_replaced_while_the_connection_is_lost_ends_the_service(database:
     service.start()
     database.execute("INSERT INTO items VALUES (1)")
     service.wait_for_lines(1)
-    os.kill(service.pid, signal.SIGSTOP)  # so that it does not connect again before we are done
+    service.freeze()  # so that it does not connect again before we are done
     database.execute(f"SELECT pg_terminate_backend({walsender(database.cluster, service.slot)}, 30000)")
     drop_slot(database, service.slot)
     make_slot(database, service.slot)
-    os.kill(service.pid, signal.SIGCONT)
+    service.thaw()
     assert service.wait() == 1
     assert "made anew by somebody else" in service.tail()
     assert_refused(service, "made anew by somebody else")

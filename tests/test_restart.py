@@ -137,6 +137,28 @@ def test_killed_at_random_moments_nothing_is_lost(items: Database, tmp_path: Pat
         assert_all_arrived(items, service)
 
 
+def test_nothing_is_acknowledged_once_the_state_file_is_gone(items: Database, tmp_path: Path) -> None:
+    """Somebody tidies up: what is written to a file without a name ends with the process, dead letters as well."""
+    handlers = {"audit": {"callback": "records:Record"}, "fails": {"callback": "records:Fails", "max_attempts": 1}}
+    with child(tmp_path, items.dsn, handlers) as service:
+        service.start()
+        items.execute("INSERT INTO items VALUES (1)")
+        service.wait_for_lines(1)
+        wait_until(lambda: confirmed(items.cluster, service.slot) >= service.lines()[0].position.commit_lsn)
+        for file in tmp_path.glob("state.db*"):
+            file.unlink()
+        items.execute("INSERT INTO items SELECT generate_series(2, 10)")
+        before = service.wait_for_lines(10)[0].position.commit_lsn
+        assert service.wait_for_log("checkpoint_failed")["code"] == "state_missing"
+        service.wait_for_log("dead_letters_not_written")
+        service.terminate()
+        assert service.wait() == 1
+        assert before <= confirmed(items.cluster, service.slot) < service.lines()[-1].position.commit_lsn
+        service.start()
+        again = service.wait_for_lines(19)[10:]
+        assert [line.record_id for line in again] == [str(number) for number in range(2, 11)]
+
+
 def test_a_clean_stop_under_load_delivers_nothing_twice(items: Database, tmp_path: Path) -> None:
     """SIGTERM and start, three times: each event exactly once."""
     with child(tmp_path, items.dsn) as service:

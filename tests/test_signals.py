@@ -550,15 +550,17 @@ async def test_shutdown_at_its_deadline_leaves_the_rest_unsettled(
     make: Make, is_async: bool, release: threading.Event
 ) -> None:
     """The settled position is exact: past what was handled, before the call that was cut off."""
-    manager, seen = make(), []
+    manager, seen, hangs = make(), list[int](), threading.Event()
 
     def plain(one: DatabaseEvent) -> None:
         if one.position.ordinal == 3:
+            hangs.set()
             release.wait()
         seen.append(one.position.ordinal)
 
     async def asynchronous(one: DatabaseEvent) -> None:
         if one.position.ordinal == 3:
+            hangs.set()
             await asyncio.Event().wait()
         seen.append(one.position.ordinal)
 
@@ -566,8 +568,9 @@ async def test_shutdown_at_its_deadline_leaves_the_rest_unsettled(
     batch = Batch(events(5))
     manager.submit(batch)
     manager.submit(Batch([event(6)]))
-    await eventually(lambda: len(seen) == 2)
+    await eventually(hangs.is_set)  # so that the call before it has come back, and counts
     assert not await manager.shutdown(0.05)
+    assert seen == [1, 2]
     release.set()
     await asyncio.sleep(0)
     assert manager.pool.settled(item, Position(Lsn(100), 6)) == Position(Lsn(100), 2)

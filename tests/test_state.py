@@ -222,6 +222,35 @@ def test_relative_path_and_odd_letters_are_taken_as_written(tmp_path: Path, monk
     assert {file.name for file in tmp_path.iterdir()} == {"a b?mode=ro#%41.db", "a b?mode=ro#%41.db.lock"}
 
 
+# --- what happens to its file while it is open
+
+
+def test_write_to_a_file_that_is_gone_is_refused(url: str, path: Path) -> None:
+    """SQLite would go on in a file without a name, and all that is written would end with the process."""
+    with closing(open_state(url, owner=True)) as store:
+        store.save(checkpoint(1))
+        moved = path.rename(path.with_name("moved.db"))
+
+        with pytest.raises(StateError, match=r"state\.db or its -wal was removed or replaced .* \| put back"):
+            store.save(checkpoint(2))
+
+        moved.rename(path)
+        store.save(checkpoint(3))
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal"])
+def test_write_to_a_file_that_was_replaced_is_refused(url: str, path: Path, suffix: str) -> None:
+    """What others find at its place is not what was written."""
+    with closing(open_state(url, owner=True)) as store:
+        store.save(checkpoint(1))
+        file = path.with_name(path.name + suffix)
+        copy = Path(shutil.copy(file, file.with_name("copy")))
+        copy.rename(file)
+
+        with pytest.raises(StateError, match="removed or replaced"):
+            store.mark_removed("audit", at(1), "")
+
+
 # --- what it refuses: never a fresh start where a file is
 
 

@@ -31,6 +31,7 @@ class PlainChange:
     watched: bool = False
     is_soft_delete: bool = False
     tags: tuple[str, ...] = ()
+    lsn: int = 0
     row: FixedRow = field(default_factory=lambda: FixedRow({"id": 1}, key="1"))
 
     def payload(self) -> dict[str, int]:
@@ -139,9 +140,9 @@ def test_frontier_and_commit_follow_the_stream() -> None:
 # --- tags ------------------------------------------------------------------------------------------------
 
 
-def tag_message(content: str, prefix: str = "cdc.tags", *, transactional: bool = True) -> Message:
+def tag_message(content: str, prefix: str = "cdc.tags", *, transactional: bool = True, lsn: int = 0) -> Message:
     """What `pg_logical_emit_message` sends."""
-    return Message(transactional, prefix, content)
+    return Message(transactional, prefix, content, lsn)
 
 
 def test_tag_messages_join_for_later_changes_of_their_transaction() -> None:
@@ -166,6 +167,65 @@ def test_tag_messages_join_for_later_changes_of_their_transaction() -> None:
     )
 
     assert [event.tags for event in events] == [(), ("a", "b"), ("a", "b", "c"), ()]
+
+
+@st.composite
+def savepoints(draw: st.DrawFn) -> tuple[list[tuple[str, ...]], list[Decoded]]:
+    """Changes and tags of one transaction: the tags of each change, and what the server sends.
+
+    A record begins where the one before it ends, if nobody else has written in between; many rows may be in one.
+    A message that ends where a record begins may be sent behind the rows of that record.
+    """
+    lsn = 1
+    tags: tuple[str, ...] = ()
+    wanted: list[tuple[str, ...]] = []
+    sent: list[Decoded] = []
+    late: list[Message] = []
+    for number, rows in enumerate(draw(st.lists(st.integers(0, 3), max_size=12))):
+        lsn += draw(st.sampled_from([0, 0, 5]))  # of another session
+        if rows == 0:
+            sent += late
+            late, tags = [], (*tags, f"tag {number}")
+            lsn += 10
+            message = tag_message(tags[-1], lsn=lsn)
+            if draw(st.booleans()):
+                late.append(message)
+            else:
+                sent.append(message)
+            continue
+        if late and late[0].lsn < lsn:
+            sent += late
+            late = []
+        wanted += [tags] * rows
+        sent += [*([PlainChange(lsn=lsn)] * rows), *late]
+        late = []
+        lsn += 10
+    return wanted, [*sent, *late]
+
+
+@given(savepoints(), st.data())
+def test_tags_reach_what_comes_after_their_message_whatever_the_server_sends_first(
+    source: tuple[list[tuple[str, ...]], list[Decoded]], data: st.DataObject
+) -> None:
+    """In subtransactions a message may come behind the change that follows it; bursts may end anywhere."""
+    wanted, messages = source
+    assembler = Assembler(everything(), flushed=5)
+    events = [event for burst in bursts(data, transaction(1000, *messages)) for event in assembler.feed(burst).events]
+
+    assert [event.tags for event in events] == wanted
+    assert [event.position.ordinal for event in events] == list(range(1, len(wanted) + 1))
+
+
+def test_last_record_of_a_burst_waits_for_what_comes_behind_it() -> None:
+    """Until the next burst; not when there is none, and a lost connection forgets it."""
+    record = [PlainChange(lsn=3), PlainChange(lsn=3)]
+    assembler = Assembler(everything())
+
+    assert len(assembler.feed([Begin(10, 7, TIME), PlainChange(lsn=1), *record]).events) == 1
+    assert assembler.frontier == Position(Lsn(10), 1)
+    assembler.reconnect()
+    assert assembler.feed([Begin(10, 7, TIME), PlainChange(lsn=1), *record]).events == []
+    assert len(assembler.feed(record, is_last=True).events) == 4
 
 
 def test_tag_message_outside_a_transaction_is_counted() -> None:

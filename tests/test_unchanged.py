@@ -110,6 +110,21 @@ def test_only_what_is_handed_out_counts() -> None:
     assert unchanged.counts == {"public.t": 3}
 
 
+def test_what_waits_for_the_next_burst_counts() -> None:
+    """The assembler holds back the last change of a burst; not for longer."""
+    catalog = Columns("a")
+    unchanged = Unchanged()
+    decoder = unchanged.of(Decoder(catalog), catalog)  # type: ignore[arg-type]
+    waits, _ = decoder.decode_all([update("")])
+    messages, _ = decoder.decode_all([update("")])
+    take(unchanged, [*waits, *messages])
+    decoder.decode_all([update("")])
+    decoder.decode_all([update("")])
+    take(unchanged, [*waits, *messages])
+
+    assert unchanged.counts == {"public.t": 2}
+
+
 def test_a_row_is_read_once_to_learn_what_is_complete_and_then_only_when_something_is_missing() -> None:
     """What the watch costs is a look through the text, not a parse."""
     catalog = Columns("a", "b", "c", "d")

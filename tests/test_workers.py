@@ -6,8 +6,8 @@ import asyncio
 import random
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
 import pytest
@@ -19,6 +19,7 @@ from cdc.lsn import Lsn
 from cdc.progress import Batch
 from cdc.signals import CallbackHandle
 from cdc.workers.lane import MAX_ABANDONED
+from cdc.workers.thread import ThreadLane
 from tests.conftest import Make, registered
 from tests.waiting import eventually
 
@@ -538,6 +539,56 @@ async def test_thread_that_hangs_is_abandoned(make: Make, release: threading.Eve
     release.set()
     await eventually(lambda: lane_threads(handle) == 1)
     assert (seen[4:], item.outcomes, item.consecutive_failures) == ([3], {"ok": 4, "timeout": 1}, 1)
+
+
+async def test_call_in_a_thread_has_its_time_from_its_own_beginning(make: Make, release: threading.Event) -> None:
+    """A busy machine may let the thread wait for longer than that: nothing is given up that was not begun."""
+    manager, recorder = make(), Recorder()
+    item = registered(manager, manager.add_callback(recorder.plain, timeout_seconds=TIMEOUT))
+    lane = manager.pool.lanes[item][0]
+    assert isinstance(lane, ThreadLane)
+    lane._own_thread().submit(release.wait)
+    manager.submit(Batch(events(3)))
+    asked = asyncio.get_running_loop().time()
+    await eventually(lambda: asyncio.get_running_loop().time() > asked + 3 * TIMEOUT)
+    assert (recorder.seen, item.outcomes) == ([], {})
+    release.set()
+    assert await manager.drain(30)
+    assert recorder.seen == [1, 2, 3]
+    assert item.outcomes == {"ok": 3}
+
+
+class Dawdling:
+    """A share's events for a thread that a busy machine lets wait before the last of them."""
+
+    def __init__(self, events: Iterable[DatabaseEvent]) -> None:
+        self.left = deque(events)
+
+    def __iter__(self) -> Iterator[DatabaseEvent]:
+        return self
+
+    def __length_hint__(self) -> int:
+        return len(self.left)
+
+    def __next__(self) -> DatabaseEvent:
+        if len(self.left) == 1 and threading.current_thread() is not threading.main_thread():
+            time.sleep(3 * TIMEOUT)
+        if not self.left:
+            raise StopIteration
+        return self.left.popleft()
+
+
+async def test_call_that_has_ended_is_not_given_up_while_its_thread_waits(make: Make) -> None:
+    """Between two events nothing of the callback's is late: what was handled has not failed as well."""
+    manager, recorder = make(), Recorder()
+    item = registered(manager, manager.add_callback(recorder.plain, timeout_seconds=TIMEOUT))
+    manager.submit(Batch(events(2)))
+    share = manager.pool.lanes[item][0]._queue[0].share
+    assert share is not None
+    share.iterator = Dawdling(share.iterator)
+    assert await manager.drain(30)
+    assert recorder.seen == [1, 2]
+    assert item.outcomes == {"ok": 2}
 
 
 async def test_abandoned_threads_are_bounded(make: Make, release: threading.Event) -> None:

@@ -11,11 +11,11 @@ from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
-from cdc.events import DatabaseEvent, EventType
-from cdc.patterns import TablePatterns, TagPatterns
+from cdc.cli.filters import Filter
+from cdc.events import DatabaseEvent
 from cdc.workers.daemon import DaemonThread
 
-__all__ = ["Filter", "Over", "Shown", "Writer"]
+__all__ = ["Over", "Shown", "Writer"]
 
 LAST_WRITE_SECONDS = 0.5
 """What is being written at Ctrl-C is waited for: its lines may be read already. A stopped terminal takes nothing."""
@@ -30,23 +30,6 @@ class Writer(Protocol):
 
 class Over(Exception):
     """It has ended as it should: `--limit` is reached, or nobody reads any more."""
-
-
-class Filter:
-    """What was typed, beside what the configuration says."""
-
-    def __init__(self, tables: TablePatterns, event_types: frozenset[EventType], tags: TagPatterns) -> None:
-        self._tables = tables
-        self._event_types = event_types
-        self._tags = tags
-
-    def __call__(self, event: DatabaseEvent) -> bool:
-        """Whether the event is wanted."""
-        return (
-            event.event_type in self._event_types
-            and self._tables.matches(event.schema, event.table_name)
-            and self._tags.matches(event.tags)
-        )
 
 
 class Shown:

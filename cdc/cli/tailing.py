@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
 from contextlib import suppress
-from difflib import get_close_matches
-from itertools import starmap
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -16,16 +13,16 @@ from pydantic import TypeAdapter, ValidationError
 from rich.text import Text
 
 from cdc import logs
+from cdc.cli.filters import Filter
 from cdc.cli.interrupts import until_signal
 from cdc.cli.output import ConfigOption, console, counted, refuse_usage
-from cdc.cli.shown import Filter, Over, Shown, Writer
+from cdc.cli.shown import Over, Shown, Writer
 from cdc.config import Config, HandlerConfig, SourceConfig, find, load
 from cdc.config.fields import SizeBound
-from cdc.errors import ConfigError, UnknownCallback
+from cdc.errors import UnknownCallback
 from cdc.events import EventType
 from cdc.loading import load_callback
 from cdc.logs import clean
-from cdc.patterns import TablePatterns, TagPatterns
 from cdc.tail import Tail, View
 from cdc.wording import told
 
@@ -49,7 +46,10 @@ def tail(  # noqa: PLR0913, PLR0917 - one parameter per option; typer passes the
         list[str] | None,
         typer.Option("--table", "-t", metavar="SCHEMA.TABLE", help="Of these tables, * for any; repeatable."),
     ] = None,
-    event_type: Annotated[list[EventType] | None, typer.Option("--type", help="Of these types; repeatable.")] = None,
+    event_type: Annotated[
+        list[str] | None,
+        typer.Option("--type", metavar="|".join(map(str, EventType)), help="Of these types; repeatable."),
+    ] = None,
     tag: Annotated[
         list[str] | None, typer.Option(metavar="GLOB", help="With a tag that matches, such as audit:*; repeatable.")
     ] = None,
@@ -77,22 +77,14 @@ def tail(  # noqa: PLR0913, PLR0917 - one parameter per option; typer passes the
     if as_json and not values:
         refuse_usage("JSON always holds the values", "leave out --json or --no-values")
     bound = _size(max_wal)
-    filters = Filter(_tables(table), frozenset(event_type or EventType), TagPatterns(tag or ()))
+    filters = Filter.typed(table or (), event_type or (), tag or ())
     settings = _settings(config, dsn)
     view = _view(settings, handler)
     logs.setup("warning", "console")
     shown = Shown(_writer(as_json=as_json, values=values), filters, limit)
-    source = Tail(settings, max_wal=bound, tell=_tell)
-    ended = asyncio.run(until_signal(_follow(source, view, shown, table or ())))
+    ended = asyncio.run(until_signal(_follow(Tail(settings, max_wal=bound, tell=_tell), view, filters, shown)))
     if ended or not shown.is_pipe_closed:
         _say(counted(shown.count, "event"))
-
-
-def _tables(patterns: list[str] | None) -> TablePatterns:
-    try:
-        return TablePatterns(patterns or ())
-    except ConfigError as error:
-        refuse_usage(f"--table: {error.message}", error.hint)
 
 
 def _size(text: str) -> int:
@@ -137,12 +129,11 @@ def _writer(*, as_json: bool, values: bool) -> Writer:
     return cast(Writer, load_callback(HandlerConfig(callback="console", options=options), Path.cwd()))
 
 
-async def _follow(source: Tail, view: View, shown: Shown, patterns: Sequence[str]) -> None:
+async def _follow(source: Tail, view: View, filters: Filter, shown: Shown) -> None:
     async with source:
-        for pattern in patterns:
-            if not any(starmap(TablePatterns([pattern]).matches, source.tables)):
-                _tell(f"no table of {source.database} is named {pattern} yet{_nearest(pattern, source.tables)}")
         _say(f"{source.database} from {source.lsn} on, slot {source.slot}; Ctrl-C ends")
+        for remark in filters.remarks(source.tables, lambda *table: source.delivers(view, *table)):
+            _tell(remark)
         tasks = [asyncio.create_task(source.run(view, shown.receive)), asyncio.create_task(shown.until_nobody_reads())]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -154,11 +145,6 @@ async def _follow(source: Tail, view: View, shown: Shown, patterns: Sequence[str
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await shown.end()
-
-
-def _nearest(pattern: str, tables: Collection[tuple[str, str]]) -> str:
-    near = get_close_matches(pattern, map(".".join, tables), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _say(text: str) -> None:

@@ -24,7 +24,7 @@ from cdc.replication import SystemIdentity
 from cdc.resume import resume_point
 from cdc.slots import SlotInfo
 from cdc.state import Checkpoint, open_state
-from cdc.state.owner import require_makeable
+from cdc.state.owner import require_makeable, require_primary
 
 __all__ = ["has_state", "judge", "load"]
 
@@ -47,11 +47,22 @@ def load(config: Config) -> tuple[Checkpoint | None, list[Finding]]:
     except StateError as problem:
         return None, [_not_opened(config, problem)]
     try:
-        return state.load(), []
+        checkpoint = state.load()
     except StateError as problem:
         return None, [error("state", problem.message, problem.hint)]
     finally:
         state.close()
+    return checkpoint, list(_not_writable(config))
+
+
+def _not_writable(config: Config) -> Iterator[Finding]:
+    """What is there can be read on a standby, too."""
+    if config.state.url.startswith(SQLITE):
+        return
+    try:
+        require_primary(config.state.url)
+    except StateError as problem:
+        yield error("state", problem.message, problem.hint)
 
 
 def _not_opened(config: Config, problem: StateError) -> Finding:

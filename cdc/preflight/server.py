@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
+from cdc.encodings import CODECS
 from cdc.preflight import standbys
 from cdc.preflight.findings import Finding, error, ok, quoted, warning
 
@@ -131,10 +132,10 @@ def _encoding(server: Server) -> Iterator[Finding]:
     encoding = server.settings.get("server_encoding", "")
     if encoding == "UTF8":
         yield ok("server_encoding", "the database is encoded in UTF8")
-    elif encoding == "SQL_ASCII":
+    elif encoding not in CODECS:
         yield error(
             "server_encoding",
-            "the database is SQL_ASCII: its text has no defined encoding",
+            f"the database is encoded in {encoding}: its text cannot be decoded for certain",
             "restore a dump of it into: CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0;",
         )
     else:

@@ -37,6 +37,12 @@ SESSION = (
 )
 """Settings that the plugin's output depends on; pinned, because ALTER ROLE and ALTER DATABASE ... SET reach here."""
 
+_PINS = sql.SQL("; ").join(
+    sql.SQL("SET {} = {}").format(sql.Identifier(name), sql.Literal(value))
+    for name, _, value in (setting.partition("=") for setting in SESSION)
+)
+"""Once more by statements: PGDATESTYLE and PGTZ of the environment, which libpq sends, win over the options."""
+
 CONNECTION = {
     "connect_timeout": "10",
     "keepalives_idle": "15",
@@ -186,6 +192,7 @@ class ReplicationConnection:
         command = sql.SQL("START_REPLICATION SLOT {} LOGICAL {} ({})").format(
             sql.Identifier(slot), sql.SQL(str(Lsn(start))), pairs
         )
+        await self._run(_PINS)
         self._connection.add_notice_handler(notice)  # before: the first notice may come with the answer
         try:
             await self._run(command)

@@ -111,6 +111,7 @@ class DatabaseFile:
         self.path = path
         self.connection = connection
         self._lock = lock
+        self._inodes = _inodes(path)
 
     @classmethod
     def open(cls, path: Path, *, read_only: bool, owner: bool) -> DatabaseFile:
@@ -124,6 +125,19 @@ class DatabaseFile:
             except BaseException:
                 _unlock(lock)
                 raise
+
+    def require_in_place(self) -> None:
+        """StateError when what was opened is not there any more: a write to it is gone with this process.
+
+        SQLite looks for that as well (SQLITE_READONLY_DBMOVED), but not in WAL mode.
+        """
+        if _inodes(self.path) != self._inodes:
+            raise StateError(
+                f"{self.path} or its -wal was removed or replaced while it is in use",
+                hint="put back what was there if it was moved; else restart cdc run: it goes on from the state that "
+                "is there, or makes a new one and goes on from the slot's own position",
+                code=Code.STATE_MISSING,
+            )
 
     def close(self) -> None:
         """Close the database, then let the lock go; a second call does nothing."""
@@ -153,6 +167,19 @@ def explained(path: Path) -> Iterator[None]:
 
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
+
+
+def _inodes(path: Path) -> list[tuple[int, int] | None]:
+    """Which files are at the places of the database and of its -wal."""
+    found: list[tuple[int, int] | None] = []
+    for file in (path, _beside(path, "-wal")):
+        try:
+            status = file.stat()
+        except FileNotFoundError:
+            found.append(None)
+        else:
+            found.append((status.st_dev, status.st_ino))
+    return found
 
 
 def _lock(path: Path) -> int:

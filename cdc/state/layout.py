@@ -15,7 +15,7 @@ from cdc.errors import StateError
 from cdc.state import lock
 from cdc.state.server import PRIMARY, Server, Session, quoted
 
-__all__ = ["only_row", "require_layout"]
+__all__ = ["only_row", "require_layout", "require_makeable", "require_primary"]
 
 _VERSION = 1  # of the layout below
 _LAYOUT = """
@@ -106,14 +106,21 @@ def _create(session: Session, server: Server) -> None:
 
 def require_makeable(session: Session, server: Server) -> None:
     """StateError when a first start could not make the schema and its tables; changes nothing."""
-    # A standby tells of the same privileges as its primary.
-    if session.execute("SELECT pg_is_in_recovery()").fetchone() == (True,):
-        raise StateError(
-            f"{server} cannot be made, its server is a standby", hint=PRIMARY, code=Code.STATE_NOT_PERMITTED
-        )
+    require_primary(session, server, "made")
     exists, may_create = _rights(session, server)
     if not may_create:
         raise _not_permitted(session, server, exists=exists)
+
+
+def require_primary(session: Session, server: Server, what: str) -> None:
+    """StateError when the server is a standby: it tells of the same tables and privileges as its primary.
+
+    `what` cannot be done there, as a participle.
+    """
+    if session.execute("SELECT pg_is_in_recovery()").fetchone() == (True,):
+        raise StateError(
+            f"{server} cannot be {what}, its server is a standby", hint=PRIMARY, code=Code.STATE_NOT_PERMITTED
+        )
 
 
 def _rights(session: Session, server: Server) -> tuple[bool, bool]:

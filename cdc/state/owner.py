@@ -1,6 +1,7 @@
 """Who owns the state, and could somebody come to: asked by commands.
 
-Whether a service owns it at this moment, so that they know whether they are heard; whether a first start could make it.
+Whether a service owns it at this moment, so that they know whether they are heard; whether a first start could make it,
+and a later one write it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from cdc.state import layout, lock
 from cdc.state.server import Server
 
-__all__ = ["is_owned", "require_makeable"]
+__all__ = ["is_owned", "require_makeable", "require_primary"]
 
 
 def is_owned(url: str) -> bool:
@@ -30,6 +31,13 @@ def require_makeable(url: str) -> None:
     server = Server.parse(url)
     with server.explained(), server.connect(read_only=True, owner=False) as session:
         layout.require_makeable(session, server)
+
+
+def require_primary(url: str) -> None:
+    """StateError when the state at `url`, in a PostgreSQL, lies on a standby, where no service could write it."""
+    server = Server.parse(url)
+    with server.explained(), server.connect(read_only=True, owner=False) as session:
+        layout.require_primary(session, server, "written")
 
 
 def _is_locked(path: Path) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +68,12 @@ class SqliteState(RowStore):
                     f"{self._path} is damaged: {error}", hint=DAMAGED_HINT, code=Code.STATE_DAMAGED
                 ) from error
 
-    def _writing(self) -> AbstractContextManager[_Rows]:
-        return self._transaction("BEGIN IMMEDIATE")
+    @contextmanager
+    def _writing(self) -> Iterator[_Rows]:
+        with self._transaction("BEGIN IMMEDIATE") as rows:
+            yield rows
+        with explained(self._path):
+            self._file.require_in_place()  # afterwards: so it was there when it was written
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[_Rows]:

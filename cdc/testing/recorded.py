@@ -76,4 +76,4 @@ def _decoded(path: Path, lines: Iterable[bytes]) -> list[DatabaseEvent]:
             messages.append(decoder.decode(line))
         except DecodeError as error:
             raise ValueError(f"{path.name}, line {number}, is no message of wal2json: {error.message}") from None
-    return Assembler(selection).feed(messages).events
+    return Assembler(selection).feed(messages, is_last=True).events

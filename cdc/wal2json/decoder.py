@@ -172,7 +172,7 @@ def _boundary(payload: Payload) -> Decoded:
     if action == "C":
         return Commit(Lsn.parse(found.nextlsn))
     if action == "M" and found.transactional is not None and found.prefix is not None and found.content is not None:
-        return Message(found.transactional, found.prefix, found.content)
+        return Message(found.transactional, found.prefix, found.content, Lsn.parse(found.lsn) if found.lsn else 0)
     raise ValueError("a key is missing" if action in _BOUNDARIES else "unknown action")
 
 

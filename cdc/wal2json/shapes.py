@@ -92,6 +92,7 @@ class Boundary(msgspec.Struct, gc=False, eq=False):
     """What B, C and M hold."""
 
     action: str
+    lsn: str = ""
     nextlsn: str = ""
     xid: int | None = None
     timestamp: str | None = None

@@ -347,7 +347,7 @@ class Pool:
         """Of a lane: see `LaneListener`."""
         kept = await self._listener.keep_failed(registration, failure)
         outcome = "timeout" if isinstance(failure.error, CallbackTimeout) else "failed"
-        registration.failed(failure.event, failure.error, outcome, kept=kept)
+        registration.failed(failure.event, failure.error, outcome, kept=kept, lenient=share.batch.lenient)
         if not share.batch.live:
             share.batch.undelivered.append(failure.event)
         self._listener.event_failed(registration, failure.event, failure.error)

@@ -32,6 +32,7 @@ class ThreadLane(Lane):
         self._thread: DaemonThread | None = None
         self._outcome: asyncio.Future[BaseException | None] | None = None
         self._abandoned = 0  # threads whose call was given up and still runs
+        self._in_call = False  # the thread is in the callback: only then is it the callback that takes long
 
     def close(self) -> list[asyncio.Future[Any]]:
         """See `Lane.close`; the call in work, which cannot be cancelled, may end and count. No other begins."""
@@ -77,6 +78,7 @@ class ThreadLane(Lane):
         self, walk: Callable[[Share, DaemonThread], BaseException | None], share: Share
     ) -> BaseException | None:
         thread = self._own_thread()
+        self._in_call = False
         self._begin(share)
         self._outcome = thread.submit(lambda: walk(share, thread))
         unfinished = True
@@ -90,7 +92,8 @@ class ThreadLane(Lane):
 
     def _whole(self, share: Share, thread: DaemonThread) -> BaseException | None:
         events = share.waiting()
-        began = self.started
+        began = self._begin_walk()
+        self._in_call = True
         try:
             if (result := self.registration.invocation.function(events)) is not None:
                 refuse_awaitable(result)
@@ -99,6 +102,7 @@ class ThreadLane(Lane):
         with self.registration.lock:
             if not thread.abandoned:
                 share.take_rest()
+                self._in_call = False
                 self.started = monotonic()
                 self._count(len(events), self.started - began)
         return None
@@ -107,9 +111,10 @@ class ThreadLane(Lane):
         registration = self.registration
         function = registration.invocation.function
         is_batch = registration.invocation.is_batch
-        began = self.started
+        began = self._begin_walk()
         try:
             for event in share.iterator:
+                self._in_call = True
                 if (result := function([event] if is_batch else event)) is not None:
                     refuse_awaitable(result)
                 now = monotonic()
@@ -117,6 +122,7 @@ class ThreadLane(Lane):
                     if thread.abandoned:
                         return None
                     registration.consecutive_failures = 0
+                    self._in_call = False
                     self.started = now
                 elif not self._ended_slowly(thread, began, now):
                     return None
@@ -125,10 +131,16 @@ class ThreadLane(Lane):
             return error
         return None
 
+    def _begin_walk(self) -> float:
+        """Calls have their time from here on: a busy machine may have let the thread wait since it was asked."""
+        self.started = self._walk_began = monotonic()
+        return self.started
+
     def _ended_slowly(self, thread: DaemonThread, began: float, now: float) -> bool:
         """Count a call that has ended well, unless it was given up before."""
         with self.registration.lock:
             if not thread.abandoned:
+                self._in_call = False
                 self.started = now
                 self._count_slow(now - began)
         return not thread.abandoned
@@ -141,6 +153,8 @@ class ThreadLane(Lane):
             self._watch(monotonic() + min(LOOK_AGAIN_SECONDS, timeout))
             return
         with self.registration.lock:
+            if not self._in_call:  # the thread waits for its turn: nothing of the callback's is late
+                self.started = monotonic()
             if monotonic() < self.started + timeout:  # it has ended just now, and the next has begun
                 self._watch(self.started + timeout)
                 return

@@ -256,7 +256,7 @@ def _removed(scene: Scene) -> None:
 def _gone(scene: Scene) -> None:
     """The slot of a service that has run is dropped by somebody."""
     _letters(scene)
-    wait_until(scene.slot_is_free, PATIENCE_SECONDS, "a free slot")  # the server may notice the end later than we
+    wait_until(scene.slot_is_free, PATIENCE_SECONDS, "the slot is let go")  # the server notices after us
     scene.sql(f"SELECT pg_drop_replication_slot('{scene.slot}')")
 
 

@@ -1,14 +1,15 @@
 """A webhook endpoint as a process of its own: keeps every request in a file, and answers as the path says.
 
 ``/`` answers 200 · ``/answer/STATUS?retry-after=TEXT`` that · ``/once/STATUS/N`` that to its N-th request, else 200 ·
-``/slow/SECONDS`` later · ``/long`` with an endless body · ``/moved`` with a redirect to ``/``.
-What a request wrote survives `kill -9`: it is in the file before it is answered.
+``/slow/SECONDS`` later · ``/long`` with an endless body · ``/moved`` with a redirect to ``/`` · ``/forget`` with an
+empty file. What a request wrote survives `kill -9`: it is in the file before it is answered.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import http.client
 import json
 import os
 import socket
@@ -27,6 +28,7 @@ from standardwebhooks import Webhook as Verifier
 from tests.handlers.servers import ServerProcess
 from tests.running import ROOT
 
+MAX_BODY = 64 * 1024 * 1024
 SECRETS = tuple("whsec_" + base64.b64encode(key).decode() for key in (b"o" * 24, b"n" * 64))
 
 
@@ -90,9 +92,11 @@ class Endpoint(ServerProcess):
             return secured.version() is not None
 
     def forget(self) -> None:
-        """All that came in: for the next test, as the server itself may serve many."""
-        if (path := self.folder / "requests.jsonl").exists():
-            os.truncate(path, 0)
+        """All that came in, and what is on its way: for the next test, as the server itself may serve many."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection.request("POST", "/forget")
+        assert connection.getresponse().status == 200
+        connection.close()
 
     def requests(self) -> list[Request]:
         """All that came in, in order."""
@@ -115,15 +119,42 @@ def make_certificate(folder: Path) -> None:
     openssl("x509", "-req", "-in", "request.pem", *authority, "-out", "cert.pem")
 
 
-class _Server:
+class _Server(web.Server):
+    """Keeps requests; not what comes over a connection that is older than the last `forget`.
+
+    A client that has given up, as one that waited for a frozen server, has sent its request all the same.
+    """
+
     def __init__(self, folder: Path) -> None:
+        loop = asyncio.get_running_loop()
+        super().__init__(
+            self._answer,
+            request_factory=lambda message, payload, protocol, writer, task: web.BaseRequest(
+                message, payload, protocol, writer, task, loop, client_max_size=MAX_BODY
+            ),
+            access_log=None,
+        )
         self._file = os.open(folder / "requests.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._seen: Counter[str] = Counter()
+        self._forgot = 0  # how often
+        self._since: dict[object, int] = {}  # of each connection: how often it had forgotten when that was accepted
 
-    async def answer(self, request: web.Request) -> web.StreamResponse:
+    def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:
+        """Of aiohttp's connection: it is open. They come in the order in which the clients have connected."""
+        self._since[handler] = self._forgot
+        super().connection_made(handler, transport)
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Keep the request, and answer."""
+        if request.method != "POST":
+            return web.Response(status=405)
+        if request.path == "/forget":
+            return self._forget()
         await self._keep(request)
         self._seen[request.path] += 1
+        return await self._as_the_path_says(request)
+
+    async def _as_the_path_says(self, request: web.BaseRequest) -> web.StreamResponse:
         match request.path.strip("/").split("/"):
             case ["answer", status]:
                 after = request.query.get("retry-after")
@@ -138,14 +169,22 @@ class _Server:
                 return web.Response(status=302, headers={"Location": "/"})
         return web.Response(text="taken")
 
-    async def _endless(self, request: web.Request) -> web.StreamResponse:
+    def _forget(self) -> web.Response:
+        self._forgot += 1
+        self._seen.clear()
+        os.ftruncate(self._file, 0)
+        return web.Response(text="forgotten")
+
+    async def _endless(self, request: web.BaseRequest) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
         while True:
             await response.write(b"x" * 65536)
 
-    async def _keep(self, request: web.Request) -> None:
+    async def _keep(self, request: web.BaseRequest) -> None:
         body = await request.text()
+        if self._since[request.protocol] < self._forgot:
+            return
         headers = {name.lower(): value for name, value in request.headers.items()}
         peer = request.transport.get_extra_info("peername") if request.transport else ("", 0)
         kept = {
@@ -171,9 +210,7 @@ async def _serve(folder: Path, port: int, *, tls: bool) -> None:
     if tls:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
-    app = web.Application(client_max_size=64 * 1024 * 1024)
-    app.router.add_post("/{path:.*}", _Server(folder).answer)
-    runner = web.AppRunner(app, access_log=None)
+    runner = web.ServerRunner(_Server(folder))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port, ssl_context=context, reuse_address=True).start()
     await asyncio.Event().wait()

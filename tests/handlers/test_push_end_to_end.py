@@ -54,8 +54,10 @@ async def test_bulk_update_reaches_people_as_a_digest_and_programs_row_by_row(
         database.execute("UPDATE orders SET total = 100.01 WHERE id > 0")
         await eventually(lambda: len(service.callbacks.seen) == ROWS + 1, timeout=60)
         await eventually(lambda: sum(len(request.events) for request in hook.requests()) == ROWS + 1, timeout=60)
+        await eventually(lambda: not service.service.manager.pool.queued_events, timeout=60)  # the mails' handler, too
 
-    first, second, digest = mail.mails()  # the digest at the stop
+    await eventually(lambda: len(mail.mails()) >= 3, timeout=60)  # the digest: its way may take longer than the stop
+    first, second, digest = mail.mails()
     assert (first.subject, second.subject) == ("Order 0: 12,345.60", "Order 1: 100.01")
     assert digest.subject == f"big orders: {ROWS - 1} more events"
     assert f"{ROWS - 1} x update public.orders" in digest.text

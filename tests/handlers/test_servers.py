@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.handlers.endpoint import Endpoint
 from tests.handlers.servers import NatsServer, RabbitServer, RedisServer, ServerError, ServerProcess
 from tests.running import wait_until
 
@@ -92,3 +93,17 @@ def test_server_ends_with_the_python_that_started_it(kind: type[ServerProcess], 
         python.send_signal(signal.SIGKILL)
 
     wait_until(lambda: not of_folder(tmp_path), what=f"the end of {of_folder(tmp_path)}")
+
+
+def test_endpoint_forgets_what_is_on_its_way_too(tmp_path: Path) -> None:
+    """A request that a test has left behind is none of the next test's."""
+    with Endpoint(tmp_path) as endpoint, socket.create_connection(("127.0.0.1", endpoint.port)) as left_behind:
+        left_behind.sendall(b"POST /left HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n")
+        endpoint.forget()
+        left_behind.sendall(b"{}")
+        assert left_behind.recv(64).startswith(b"HTTP/1.1 200")
+        assert endpoint.requests() == []
+        with socket.create_connection(("127.0.0.1", endpoint.port)) as new:
+            new.sendall(b"POST /new HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
+            assert new.recv(64).startswith(b"HTTP/1.1 200")
+        assert [request.path for request in endpoint.requests()] == ["/new"]

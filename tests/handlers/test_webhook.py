@@ -379,7 +379,9 @@ async def test_errors_show_no_secret(server: Endpoint, path: str) -> None:
         await handler.close()
 
     assert "secret-" not in f"{caught.value} {caught.value!r} {caught.value.__cause__!r} {handler._options!r}"
-    assert server.requests()[0].headers["authorization"].startswith("Basic ")
+    sent = [request.headers["authorization"] for request in server.requests()]
+    assert all(text.startswith("Basic ") for text in sent)
+    assert sent or path == "/slow/60"  # where the machine is slower than the timeout, nothing has been sent yet
 
 
 @pytest.mark.parametrize(

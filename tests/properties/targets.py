@@ -162,7 +162,7 @@ def targets(more: Sequence[bytes] = ()) -> list[Target]:
     return [
         Target("decoder", decoding(None), (DecodeError,), [*changes, *built, begin, commit], JSON_WORDS),
         Target("decoder-latin1", decoding("iso8859-1"), (DecodeError,), [*changes, *built], JSON_WORDS),
-        Target("decoder-euc", decoding("euc_jp"), (DecodeError,), [*built, begin], JSON_WORDS),
+        Target("decoder-euc", decoding("gb2312"), (DecodeError,), [*built, begin], JSON_WORDS),
         Target(
             "stream",
             read_stream,

@@ -137,7 +137,7 @@ def test_boundaries_and_messages_hold_what_was_put_in(
     assert decode(boundary("B", lsn, xid)) == Begin(Lsn(lsn), xid, TIME)
     assert decode(boundary("C", lsn, xid)) == Commit(Lsn(lsn))
     assert decode(logical_message(prefix, content, transactional=transactional)) == Message(
-        transactional, prefix, content
+        transactional, prefix, content, lsn=1
     )
 
 
