@@ -626,6 +626,8 @@ def test_a_resumed_handler_gets_all_in_order_also_when_the_service_is_killed(ite
         service.start()
         insert(items, 1, 3)
         service.wait_for_log("callback_removed")
+        end = server_lsn(items)
+        wait_until(lambda: confirmed(items.cluster, service.slot) >= end)  # else they come again, after the kill
         items.execute("INSERT INTO items SELECT i FROM generate_series(4, 4000) i")
         wait_until(lambda: sum(total.count for total in of_state(service, "letter_totals")) > 1000)
         service.kill()
