@@ -292,8 +292,11 @@ class Child:
         wait_until(self._is_frozen, what="it is stopped")
 
     def _is_frozen(self) -> bool:
-        threads = Path(f"/proc/{self.pid}/task").glob("*/stat")
-        return {file.read_text().rpartition(")")[2].split()[0] for file in threads} == {"T"}
+        states: set[str] = set()
+        for file in Path(f"/proc/{self.pid}/task").glob("*/stat"):
+            with suppress(OSError):  # a thread that was just ending
+                states.add(file.read_text().rpartition(")")[2].split()[0])
+        return states == {"T"}
 
     def thaw(self) -> None:
         """SIGCONT."""
