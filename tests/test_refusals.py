@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -19,13 +20,15 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from cdc.codes import Code
 from cdc.demo.cluster import Cluster
-from cdc.errors import ServerUnfit
+from cdc.errors import ServerUnfit, SlotMissing
 from cdc.events import Position
 from cdc.lsn import Lsn
 from cdc.refusals import command_error
+from cdc.replication import ReplicationConnection, ReplicationStream
 from cdc.state import open_state
 from tests.conftest import Database, OwnCluster, drop_database
 from tests.running import Child, assert_once_in_order, child, confirmed, slot_info, wait_until, walsender
+from tests.waiting import make_config, running
 
 ITEMS = "CREATE TABLE items (id bigint PRIMARY KEY, note text)"
 
@@ -103,6 +106,29 @@ def assert_gap(service: Child, first: Lsn) -> None:
         (gap,) = state.gaps()
     assert (gap.callback, gap.reason, gap.first) == ("", "accepted", Position(first, 0))
     assert gap.last.commit_lsn > first
+
+
+async def test_a_slot_that_goes_just_before_the_stream_starts_is_gone_like_any(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropped between our look at it and the start: told with the gap and what accepts it, not with how to make one."""
+    start = ReplicationConnection.start
+
+    async def too_late(self: ReplicationConnection, slot: str, *args: Any, **kwargs: Any) -> ReplicationStream:
+        drop_slot(database, slot)
+        return await start(self, slot, *args, **kwargs)
+
+    async def to_its_end() -> None:
+        config = make_config(database.dsn, tmp_path)
+        async with running(config) as run:
+            monkeypatch.setattr(ReplicationConnection, "start", too_late)
+            database.execute(f"SELECT pg_terminate_backend({walsender(database.cluster, config.source.slot)})")
+            await run.task
+
+    with pytest.raises(SlotMissing, match="is gone, and with it all events after") as caught:
+        await to_its_end()
+    assert caught.value.code == Code.SLOT_GONE
+    assert "--accept-gap" in caught.value.hint
 
 
 def test_a_slot_that_was_dropped_and_made_anew_is_refused(database: Database, service: Child) -> None:
