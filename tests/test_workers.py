@@ -359,6 +359,79 @@ async def test_consecutive_failures_are_exact_at_the_boundary(make: Make, is_asy
     assert await manager.drain(30)
     assert (item.state, item.outcomes["failed"], item.outcomes["missed"]) == (CallbackState.REMOVED, 23, 7)
     assert (item.missed["removed"].first.ordinal, item.missed["removed"].last.ordinal) == (34, 40)
+
+
+class Turns:
+    """Calls for two records, in lanes of their own, that say when each may end: all of them fast, for the lanes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for module in ("coroutine", "thread"):
+            monkeypatch.setattr(f"cdc.workers.{module}.FAST", 60.0)
+        candidates = [event(record_id=str(number)) for number in range(100)]
+        lanes = {hash((one.kind.schema, one.kind.table_name, one.record_id)) % 2: one.record_id for one in candidates}
+        self.records = [lanes[0], lanes[1]]
+        self.begun: dict[tuple[int, int], threading.Event] = defaultdict(threading.Event)  # by record and number
+        self.waits_for: dict[tuple[int, int], tuple[int, int]] = {}
+        self.fails: set[tuple[int, int]] = set()
+
+    def batch(self, calls: list[tuple[int, int]]) -> Batch:
+        """An event for each."""
+        return Batch([event(number + 1, record_id=self.records[record]) for record, number in calls])
+
+    def plain(self, one: DatabaseEvent) -> None:
+        call = self.records.index(one.record_id), one.position.ordinal - 1
+        self.begun[call].set()
+        if call in self.waits_for:
+            self.begun[self.waits_for[call]].wait()
+        if call in self.fails:
+            raise ValueError
+
+    async def asynchronous(self, one: DatabaseEvent) -> None:
+        call = self.records.index(one.record_id), one.position.ordinal - 1
+        self.begun[call].set()
+        if call in self.waits_for:
+            await eventually(self.begun[self.waits_for[call]].is_set)
+        if call in self.fails:
+            raise ValueError
+
+    def end(self) -> None:
+        """No call waits any more."""
+        for call in self.waits_for.values():
+            self.begun[call].set()
+
+
+@pytest.mark.parametrize("kind", ["asynchronous", "plain"])
+async def test_success_of_one_record_counts_between_failures_of_another(
+    make: Make, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """At once, in the middle of what its lane was given: failures that others come between are not in a row."""
+    manager, turns = make(max_consecutive_failures=2), Turns(monkeypatch)
+    good, bad = [(0, number) for number in range(5)], [(1, number) for number in range(4)]
+    turns.fails = set(bad)
+    turns.waits_for = dict(zip(good, bad, strict=False)) | dict(zip(bad, good[1:], strict=True))
+    item = registered(manager, manager.add_callback(getattr(turns, kind), concurrency=2))
+    manager.submit(turns.batch([*good, *bad]))
+    await eventually(lambda: item.state is CallbackState.REMOVED or item.outcomes["failed"] == 4)
+    turns.end()
+    assert await manager.drain(30)
+    assert (item.state, item.outcomes) == (CallbackState.ACTIVE, {"ok": 5, "failed": 4})
+
+
+@pytest.mark.parametrize("kind", ["asynchronous", "plain"])
+async def test_success_before_failures_of_another_record_does_not_count_after_them(
+    make: Make, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Also when what its lane was given ends only then: three failures in a row remove the callback."""
+    manager, turns = make(max_consecutive_failures=3), Turns(monkeypatch)
+    turns.fails = {(0, 1), (1, 0), (1, 1)}
+    turns.waits_for = {(1, 0): (0, 1), (0, 1): (1, 2)}  # good, bad, bad, bad; the last of the other record is in work
+    item = registered(manager, manager.add_callback(getattr(turns, kind), concurrency=2))
+    manager.submit(turns.batch([(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]))
+    turns.waits_for[1, 2] = (2, 0)
+    await eventually(lambda: item.outcomes["failed"] == 3)
+    turns.end()
+    assert await manager.drain(30)
+    assert item.state is CallbackState.REMOVED
     assert manager.registry.removed_total == {"failures": 1}
 
 

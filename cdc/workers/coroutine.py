@@ -91,8 +91,9 @@ class CoroutineLane(Lane):
             self._count(len(events), monotonic() - began)
 
     async def _each(self, share: Share, task: object) -> None:
-        function = self.registration.invocation.function
-        is_batch = self.registration.invocation.is_batch
+        registration = self.registration
+        function = registration.invocation.function
+        is_batch = registration.invocation.is_batch
         began = self.started
         for event in share.iterator:
             await function([event] if is_batch else event)
@@ -102,6 +103,7 @@ class CoroutineLane(Lane):
                 if self._is_given_up(task):
                     return
                 self._count_slow(took)
+            registration.consecutive_failures = 0  # now: at the end, another lane's failures were forgotten
             self.started = began = now
 
     def _give_up(self) -> None:

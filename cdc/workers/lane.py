@@ -379,8 +379,7 @@ class Lane(ABC):
         fast = share.handed_out - self._handed_out - self._slow - unfinished
         if fast > 0:
             seconds = max(self.started - self._walk_began - self._slow_seconds, 0.0)
-            with self.registration.lock:
-                self.registration.succeeded()
+            with self.registration.lock:  # each has set the count of failures back itself: see the walks
                 self.registration.outcomes["ok"] += fast
                 self.registration.seconds.observe_fast(fast, seconds)
         self.started = 0.0

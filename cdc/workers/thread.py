@@ -121,7 +121,7 @@ class ThreadLane(Lane):
                 if now - began < FAST:  # the watchdog has no eye on calls as fast as this
                     if thread.abandoned:
                         return None
-                    registration.consecutive_failures = 0
+                    registration.consecutive_failures = 0  # now: at the end, another lane's failures were forgotten
                     self._in_call = False
                     self.started = now
                 elif not self._ended_slowly(thread, began, now):
