@@ -164,7 +164,7 @@ class ReplicationStream:
             self.on_broken(error)
 
     async def close(self) -> None:
-        """Send the last status update and the end of the stream. Where the server answers in time, the slot is free then."""
+        """Send the last status update and the end of the stream; where the server answers, the slot is free then."""
         if not self._closed.is_set():
             self.send_status()
             try:
