@@ -40,11 +40,11 @@ TYPES = """
     LEFT JOIN pg_catalog.pg_class c ON c.oid = coalesce(nullif(e.typrelid, 0), t.typrelid)
     WHERE c.oid IS NULL OR c.relkind = 'c' OR t.oid = %s
 """
-# The server leaves a value out of an UPDATE only if it is stored outside of the row: of variable length, and
-# with a storage other than plain.
+# The server leaves a value out of an UPDATE only if it is stored outside of the row: of variable length, whatever the
+# column's storage. ALTER COLUMN ... SET STORAGE PLAIN leaves the values where they are.
 TOASTABLE = """
     SELECT n.nspname, c.relname,
-           array_agg(a.attname::text) FILTER (WHERE a.attlen = -1 AND a.attstorage <> 'p')
+           array_agg(a.attname::text) FILTER (WHERE a.attlen = -1)
     FROM pg_catalog.pg_class c
     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped

@@ -130,6 +130,8 @@ class Redelivery:
             return
         elif wanted is CallbackState.RESUMING and state in (CallbackState.REMOVED, CallbackState.PAUSED):
             self._tasks[name] = asyncio.create_task(self._ending(name, self._resume(registration)), name="cdc-resume")
+        elif wanted is CallbackState.RESUMING and state is CallbackState.ACTIVE:  # it was taken out, for us unseen
+            self._tasks[name] = asyncio.create_task(self._ending(name, self._end_resuming(name)), name="cdc-resume")
         elif state is CallbackState.ACTIVE and failed is not None and failed.retry:
             self._tasks[name] = asyncio.create_task(self._ending(name, self._retry(registration)), name="cdc-retry")
 
@@ -164,8 +166,11 @@ class Redelivery:
                 pool.park_again(registration)
             events += await self._end(delivery)
         if registration.state is CallbackState.ACTIVE:
-            await self._letters.ask(lambda: self._store.mark_active(name))
+            await self._end_resuming(name)
             log.info("handler_resumed", callback=name, events=events)
+
+    async def _end_resuming(self, name: str) -> None:
+        await self._letters.ask(lambda: self._store.mark_active(name))
 
     async def _retry(self, registration: Registration) -> None:
         wanted = LetterFilter(callback=registration.name, state=LetterState.FAILED, retry=True)

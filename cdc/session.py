@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import psycopg
@@ -16,7 +18,7 @@ from cdc.codes import Code
 from cdc.config import Config, SourceConfig
 from cdc.consumer import Consumer
 from cdc.encodings import CODECS
-from cdc.errors import ServerUnfit, StreamLost
+from cdc.errors import ServerUnfit, SlotMissing, StreamLost
 from cdc.messages import Decoder
 from cdc.patterns import TablePatterns
 from cdc.refusals import connect_error
@@ -91,17 +93,18 @@ class Session:
                     "resume_changed", note=resume.note, lsn=str(resume.lsn)
                 )  # not the first connection of this run
             await _end_leftover(connection, slot, consumer)
-            resume = await _prepare(connection, slot, resume, config)
             filters = server_filters(selection)
             interval = status_interval(int(settings.get("wal_sender_timeout", "60000")) / 1000)
-            stream, as_text = await _start(
-                connection,
-                config.slot,
-                max(resume.lsn, received),
-                OPTIONS | filters,
-                interval,
-                identity_notices(missing_identity),
-            )
+            with _still_there():
+                resume = await _prepare(connection, slot, resume, config)
+                stream, as_text = await _start(
+                    connection,
+                    config.slot,
+                    max(resume.lsn, received),
+                    OPTIONS | filters,
+                    interval,
+                    identity_notices(missing_identity),
+                )
         except BaseException:
             await connection.close()
             raise
@@ -136,6 +139,15 @@ async def _end_leftover(connection: ReplicationConnection, slot: SlotInfo | None
         return
     if await connection.end_walsender(slot.name, slot.active_application):
         log.warning("leftover_ended", slot=slot.name, pid=slot.active_pid, application_name=slot.active_application)
+
+
+@contextmanager
+def _still_there() -> Iterator[None]:
+    """A slot that has gone since we looked at it is a StreamLost: what that means, the next attempt judges."""
+    try:
+        yield
+    except SlotMissing as error:
+        raise StreamLost(error.message, reason="slot_moved") from None
 
 
 async def _prepare(

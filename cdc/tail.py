@@ -156,9 +156,7 @@ class Tail:
         )
         making = asyncio.ensure_future(connection.execute(command))
         try:
-            done, _ = await asyncio.wait([making], timeout=PATIENCE_SECONDS)
-            if not done:
-                self._tell(await self._waits_for(connection.info.backend_pid))
+            await self._tell_whom_it_waits_for(making, connection.info.backend_pid)
             row = await (await making).fetchone()
         except psycopg.Error as error:
             raise command_error(error) from None
@@ -166,15 +164,24 @@ class Tail:
             making.cancel()
         return Lsn.parse(row[1]) if row else Lsn(0)
 
-    async def _waits_for(self, pid: int) -> str:
-        text = "a slot begins where no transaction runs that began before it: waiting for their end"
+    async def _tell_whom_it_waits_for(self, making: asyncio.Future[Any], pid: int) -> None:
+        """Once, when it takes longer; a server that is only slow waits for nobody."""
+        pids: Sequence[int] | None = []
+        while pids == [] and not (await asyncio.wait([making], timeout=PATIENCE_SECONDS))[0]:
+            pids = await self._blocking(pid)
+        if pids != []:
+            text = "a slot begins where no transaction runs that began before it: waiting for their end"
+            names = ", ".join(str(one) for one in pids or () if one)  # 0 is a prepared transaction
+            self._tell(f"{text} (process {names} of the server)" if names else text)
+
+    async def _blocking(self, pid: int) -> Sequence[int] | None:
+        """Server processes that this one waits for; None when the server does not say."""
         try:
             async with await psycopg.AsyncConnection.connect(source_conninfo(self._dsn), autocommit=True) as connection:
                 row = await (await connection.execute("SELECT pg_blocking_pids(%s)", [pid])).fetchone()
         except psycopg.Error:
-            return text  # whom, would have been good to know
-        pids = [str(one) for one in (row[0] if row else []) if one]
-        return f"{text} (process {', '.join(pids)} of the server)" if pids else text
+            return None
+        return list(row[0]) if row else None
 
     def delivers(self, view: View, schema: str, table: str) -> bool:
         """Whether the configuration lets events of this table come to `view`."""

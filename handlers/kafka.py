@@ -260,12 +260,12 @@ class Kafka:
             left = producer.flush(self._options.timeout_seconds + REPORT_SECONDS)
         except KafkaException as error:  # a fatal one, whenever it came
             refused.append(error.args[0])
+        if left:  # librdkafka is late; before `_drop`, which has each of them reported as purged
+            refused.append(KafkaError(KafkaError._MSG_TIMED_OUT))
         if left or any(error.fatal() for error in refused):
             self._drop()  # it takes nothing more, or might send later what the retry sends again
         if refused:
             raise self._error_of(refused[0])
-        if left:
-            failure = NotDelivered(f"Kafka: no report of {left} records within {self._options.timeout_seconds:g} s")
         if failure is not None:
             raise failure
 

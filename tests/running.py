@@ -293,7 +293,10 @@ class Child:
 
     def _is_frozen(self) -> bool:
         threads = Path(f"/proc/{self.pid}/task").glob("*/stat")
-        return {file.read_text().rpartition(")")[2].split()[0] for file in threads} == {"T"}
+        try:
+            return {file.read_text().rpartition(")")[2].split()[0] for file in threads} == {"T"}
+        except OSError:  # a thread has ended while we looked
+            return False
 
     def thaw(self) -> None:
         """SIGCONT."""

@@ -18,12 +18,15 @@ from tests.conftest import Database
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 60  # a command takes one; the machine may be busy
+# `cdc` for tests of what a service answers, however late: people would be told after 2 seconds that none does.
+PATIENT = ["-c", f"from cdc import endpoint; endpoint.ANSWER_SECONDS = {SECONDS}.0; from cdc.cli import main; main()"]
 
 
 class Cdc:
     """Runs `cdc` in a folder."""
 
     def __init__(self, folder: Path, seconds: float = SECONDS) -> None:
+        self.program = ["-m", "cdc.cli"]
         self.folder = folder
         self.seconds = seconds  # that a command may take
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith(("CDC_", "PG"))}
@@ -32,7 +35,7 @@ class Cdc:
     def __call__(self, *arguments: str, answer: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run to the end; no terminal anywhere."""
         return subprocess.run(
-            [sys.executable, "-m", "cdc.cli", *arguments],
+            [sys.executable, *self.program, *arguments],
             cwd=self.folder,
             env=self.environment,
             input=answer or "",

@@ -19,8 +19,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+import pytest
+
+import cdc.tail
 from cdc.cli.filters import Filter
 from cdc.cli.shown import Shown
+from cdc.config import Config, SourceConfig
 from cdc.events import DatabaseEvent
 from cdc.testing import EventStream
 from tests.conftest import Database, OwnCluster
@@ -353,6 +357,21 @@ def test_running_transaction_is_waited_for_and_named(database: Database, tmp_pat
             tail.begin()
             database.execute("INSERT INTO users VALUES (2)")
             assert " public.users 2 " in tail.line()
+
+
+async def test_whom_it_waits_for_is_told_once_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is slow to begin waits for nobody yet: it is asked again."""
+    monkeypatch.setattr("cdc.tail.PATIENCE_SECONDS", 0.01)
+    told: list[str] = []
+    tail = cdc.tail.Tail(Config(source=SourceConfig(dsn="dbname=none")), tell=told.append)
+    answers = iter([[], [], [7]])
+
+    async def blocking(_: int) -> list[int]:
+        return next(answers)
+
+    monkeypatch.setattr(tail, "_blocking", blocking)
+    await tail._tell_whom_it_waits_for(asyncio.get_running_loop().create_future(), 1)
+    assert [text.rpartition(": ")[2] for text in told] == ["waiting for their end (process 7 of the server)"]
 
 
 def test_terminal_gets_colours_and_lines_of_its_width(database: Database, tmp_path: Path) -> None:

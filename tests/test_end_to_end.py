@@ -169,6 +169,20 @@ async def test_unchanged_toast_is_named_and_absent(database: Database) -> None:
         assert json.loads(touched.to_json())["unchanged"] == ["a", "b"]
 
 
+async def test_unchanged_toast_of_a_column_that_became_plain_is_named(database: Database) -> None:
+    """Its values stay where they were stored, and are left out as before."""
+    async with streaming(database) as stream:
+        _, event = await stream.events_of(
+            "CREATE TABLE t (id int PRIMARY KEY, n int, a text)",
+            f"INSERT INTO t VALUES (1, 0, {BIG})",
+            "ALTER TABLE t ALTER a SET STORAGE PLAIN",
+            "UPDATE t SET n = 1",
+        )
+
+        assert event.payload == {"id": 1, "n": 1}
+        assert event.unchanged == {"a"}
+
+
 async def test_unchanged_toast_is_filled_from_the_full_identity(database: Database) -> None:
     """Also where the old row's numbers need their exact text, and for the tags column."""
     async with streaming(database) as stream:
@@ -715,6 +729,20 @@ async def test_soft_delete(database: Database) -> None:
         ]
     ]
     assert events[2].payload == {"id": 1, "__is_active__": False, "v": 0}
+
+
+async def test_no_soft_delete_is_what_only_looks_like_one(database: Database) -> None:
+    """A label of an enum, a text under a domain or of an extension: what counts is the type."""
+    kinds = ("mood", "label", "citext")
+    async with streaming(database) as stream:
+        database.execute("CREATE EXTENSION citext; CREATE TYPE mood AS ENUM ('t', 'f'); CREATE DOMAIN label AS text")
+        events = await stream.events_of(
+            *(f"CREATE TABLE {kind}s (id int PRIMARY KEY, __is_active__ {kind})" for kind in kinds),
+            *(f"INSERT INTO {kind}s VALUES (1, 't')" for kind in kinds),
+            *(f"UPDATE {kind}s SET __is_active__ = 'f'" for kind in kinds),
+        )
+
+    assert [event.event_type for event in events] == [EventType.CREATE] * 3 + [EventType.UPDATE] * 3
 
 
 # --- values ----------------------------------------------------------------------------------------------

@@ -15,11 +15,17 @@ import pytest
 from cdc import endpoint
 from cdc.config import HttpConfig
 from tests.conftest import OwnCluster
-from tests.test_cli import Cdc
+from tests.test_cli import PATIENT, SECONDS, Cdc
 
 STATUS: dict[str, Any] = {
     "phase": "streaming", "slot": None, "not_ready": [], "not_ready_codes": [], "not_alive": [], "not_alive_codes": [],
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may answer late, and nobody is taken for silent."""
+    monkeypatch.setattr(endpoint, "ANSWER_SECONDS", float(SECONDS))
 
 
 @contextmanager
@@ -74,6 +80,7 @@ def test_invalidated_slot_that_the_service_tells_of_is_told_once(own_cluster: Ow
     """The server says the same; without a service, it alone does."""
     cluster = own_cluster({"max_slot_wal_keep_size": "1MB", "wal_keep_size": "0"})
     cdc = Cdc(tmp_path)
+    cdc.program = PATIENT
     cdc.configure(cluster.dsn())
     with cluster.connect() as connection:
         connection.execute("SELECT pg_create_logical_replication_slot(%s, 'wal2json')", [cdc.slot])

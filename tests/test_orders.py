@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,24 @@ async def test_a_paused_handler_without_room_gives_up_nothing_and_says_that_it_w
     assert held_by == "audit"
     assert ids == list(range(1, 9))
     assert registration.outcomes["missed"] == 0
+
+
+async def test_orders_that_come_at_once_end_as_the_last_one_says(database: Database, tmp_path: Path) -> None:
+    """A pause that is taken back before the service has looked: nothing is left of it, in the service or on record."""
+    database.execute("CREATE TABLE a (id int PRIMARY KEY)")
+    config = make_config(database.dsn, tmp_path)
+    async with running(config) as run:
+        with closing(open_state(config.state.url)) as command:
+
+            def state() -> CallbackState:
+                return command.callbacks()[0].state
+
+            for order in (Order.PAUSE, Order.RESUME):
+                obey(command, config, "audit", order)
+            database.execute("INSERT INTO a VALUES (1)")
+            await eventually(lambda: len(run.callbacks.seen) == 1)
+            await eventually(lambda: state() is CallbackState.ACTIVE)
+        assert state_of(run, "audit") is CallbackState.ACTIVE
 
 
 async def test_orders_need_the_token_of_the_file_as_it_is_now(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import signal
 import socket
 import sqlite3
 import threading
@@ -14,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -21,13 +20,15 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from cdc.codes import Code
 from cdc.demo.cluster import Cluster
-from cdc.errors import ServerUnfit
+from cdc.errors import ServerUnfit, SlotMissing
 from cdc.events import Position
 from cdc.lsn import Lsn
 from cdc.refusals import command_error
+from cdc.replication import ReplicationConnection, ReplicationStream
 from cdc.state import open_state
 from tests.conftest import Database, OwnCluster, drop_database
 from tests.running import Child, assert_once_in_order, child, confirmed, slot_info, wait_until, walsender
+from tests.waiting import make_config, running
 
 ITEMS = "CREATE TABLE items (id bigint PRIMARY KEY, note text)"
 
@@ -107,6 +108,29 @@ def assert_gap(service: Child, first: Lsn) -> None:
     assert gap.last.commit_lsn > first
 
 
+async def test_a_slot_that_goes_just_before_the_stream_starts_is_gone_like_any(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropped between our look at it and the start: told with the gap and what accepts it, not with how to make one."""
+    start = ReplicationConnection.start
+
+    async def too_late(self: ReplicationConnection, slot: str, *args: Any, **kwargs: Any) -> ReplicationStream:
+        drop_slot(database, slot)
+        return await start(self, slot, *args, **kwargs)
+
+    async def to_its_end() -> None:
+        config = make_config(database.dsn, tmp_path)
+        async with running(config) as run:
+            monkeypatch.setattr(ReplicationConnection, "start", too_late)
+            database.execute(f"SELECT pg_terminate_backend({walsender(database.cluster, config.source.slot)})")
+            await run.task
+
+    with pytest.raises(SlotMissing, match="is gone, and with it all events after") as caught:
+        await to_its_end()
+    assert caught.value.code == Code.SLOT_GONE
+    assert "--accept-gap" in caught.value.hint
+
+
 def test_a_slot_that_was_dropped_and_made_anew_is_refused(database: Database, service: Child) -> None:
     """It has the right name, plugin and database, and lacks the events in between."""
     deliver(database, service)
@@ -146,11 +170,11 @@ def test_a_slot_replaced_while_the_connection_is_lost_ends_the_service(database:
     service.start()
     database.execute("INSERT INTO items VALUES (1)")
     service.wait_for_lines(1)
-    os.kill(service.pid, signal.SIGSTOP)  # so that it does not connect again before we are done
+    service.freeze()  # so that it does not connect again before we are done
     database.execute(f"SELECT pg_terminate_backend({walsender(database.cluster, service.slot)}, 30000)")
     drop_slot(database, service.slot)
     make_slot(database, service.slot)
-    os.kill(service.pid, signal.SIGCONT)
+    service.thaw()
     assert service.wait() == 1
     assert "made anew by somebody else" in service.tail()
     assert_refused(service, "made anew by somebody else")

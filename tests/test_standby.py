@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,11 +114,11 @@ def test_one_that_stood_still_delivers_nothing_after_the_takeover(pair: tuple[Ch
     one, two = pair
     insert(items, 1, 10)
     one.wait_for_lines(10)
-    os.kill(one.pid, signal.SIGSTOP)
+    one.freeze()
     insert(items, 11, 40)
     wait_until(lambda: {str(number) for number in range(11, 41)} <= two.record_ids())
     assert "leftover_ended" in {entry["event"] for entry in two.log()}
-    os.kill(one.pid, signal.SIGCONT)
+    one.thaw()
     assert one.wait() == 1
     assert "another cdc run" in one.tail()
     assert len(one.lines()) == 10

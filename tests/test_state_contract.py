@@ -155,7 +155,7 @@ def test_failed_save_changes_nothing(url: str) -> None:
 
 
 def test_callback_is_active_until_removed(url: str) -> None:
-    """A removal records position, time and reason, outlives later checkpoints, and ends with mark_active."""
+    """A removal records position, time and reason, outlives later checkpoints, and ends when it is resumed."""
     with closing(open_state(url)) as store:
         store.save(checkpoint(100, audit=at(110), mail=at(120)))
         store.mark_removed("mail", at(120), "3 consecutive failures")
@@ -169,6 +169,7 @@ def test_callback_is_active_until_removed(url: str) -> None:
         assert mail.removed_time is not None
         assert abs(datetime.now(UTC) - mail.removed_time) < timedelta(minutes=1)
 
+        store.mark_resuming("mail")
         store.mark_active("mail")
         store.mark_active("mail")
         assert [record.state for record in store.callbacks()] == [CallbackState.ACTIVE] * 2
@@ -259,8 +260,20 @@ def test_pause_is_kept_and_gives_way_to_a_removal(store: StateStore) -> None:
     store.mark_removed("mail", at(140), "failures")
     store.mark_paused("mail", at(150), "operator")
     assert store.callbacks()[0].state is CallbackState.REMOVED
+    store.mark_resuming("mail")
     store.mark_active("mail")
     assert store.callbacks() == []
+
+
+@pytest.mark.parametrize("state", [CallbackState.REMOVED, CallbackState.PAUSED])
+def test_what_is_ordered_while_a_callback_resumes_stands(store: StateStore, state: CallbackState) -> None:
+    """The service ends the resuming when it has delivered all; it may not know yet what was ordered meanwhile."""
+    store.mark_paused("mail", at(120), "operator")
+    store.mark_resuming("mail")
+    order = store.mark_removed if state is CallbackState.REMOVED else store.mark_paused
+    order("mail", at(130), "operator")
+    store.mark_active("mail")
+    assert store.callbacks()[0].state is state
 
 
 def test_forget_leaves_nothing_of_a_callback(store: StateStore) -> None:

@@ -349,9 +349,7 @@ async def test_a_burst_that_fills_the_buffers_is_read_to_its_end(
 
 async def test_slot_is_free_once_its_stream_is_closed(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever stops the service may drop the slot, or start another: the server lets it go after the stream's end."""
-    monkeypatch.setattr(
-        stream, "COPY_DONE_SECONDS", 60.0
-    )  # the server answers at once, unless the machine stands still
+    monkeypatch.setattr(stream, "COPY_DONE_SECONDS", 60.0)  # it answers at once, unless the machine stands still
     with database.connect() as connection:
         connection.execute("SELECT pg_create_logical_replication_slot(current_database(), 'wal2json')")
         active = []

@@ -18,13 +18,21 @@ from cdc.errors import CdcError, DecodeError, StreamLost
 from cdc.events import DatabaseEvent, EventType, Kind, Transaction
 from cdc.lsn import Lsn
 from cdc.messages import Begin, Commit, Message
-from cdc.values import TypeInfo
+from cdc.values import TypeInfo, TypeKind
 from cdc.wal2json import SAMPLE_BURSTS, Decoder, Wal2JsonChange
 from cdc.wal2json.shapes import Whole
 from tests.decoding import FixedCatalog, each_way, make_decoder  # noqa: F401 - each_way runs by itself
 
 BOOL, BYTEA, INT8, INT4, TEXT, FLOAT8, NUMERIC = 16, 17, 20, 23, 25, 701, 1700
-TIMESTAMPTZ, UUID, TEXTS, OWN_DOMAIN = 1184, 2950, 1009, 20000
+DATE, TIMESTAMPTZ, UUID, TEXTS, OWN_DOMAIN = 1082, 1184, 2950, 1009, 20000
+FLAG, DAY, LABEL, MOOD, HIGH = 20001, 20002, 20003, 20004, (1 << 32) - 2
+OWN_TYPES = {
+    FLAG: TypeInfo(FLAG, "flag", TypeKind.DOMAIN, base_oid=BOOL),
+    DAY: TypeInfo(DAY, "day", TypeKind.DOMAIN, base_oid=DATE),
+    LABEL: TypeInfo(LABEL, "label", TypeKind.DOMAIN, base_oid=TEXT),
+    MOOD: TypeInfo(MOOD, "mood", TypeKind.ENUM),
+    HIGH: TypeInfo(HIGH, "high", TypeKind.DOMAIN, base_oid=BOOL),
+}
 SECRET = "s3cr3t"
 
 
@@ -59,7 +67,7 @@ def message(
 
 def decoder(*watch: str, codec: str | None = None, toastable: frozenset[str] = frozenset()) -> Decoder:
     """A decoder over the fixed catalog."""
-    return make_decoder(FixedCatalog(toastable), watch=watch, codec=codec)
+    return make_decoder(FixedCatalog(toastable, resolve=OWN_TYPES.get), watch=watch, codec=codec)
 
 
 def change(payload: bytes, *watch: str, toastable: frozenset[str] = frozenset()) -> Wal2JsonChange:
@@ -277,6 +285,9 @@ def test_record_id_without_a_key() -> None:
     assert insert(*row).record_id() is None
     assert change(message("D", None, [column("other", INT4, "1")], ["k"])).record_id() is None
     assert change(message("T")).record_id() is None
+    assert insert(column("k", NUMERIC, "null"), key=["k"]).record_id() is None  # NaN or an infinity
+    assert insert(column("k", INT4, "1"), column("f", FLOAT8, "null"), key=["k", "f"]).record_id() is None
+    assert change(message("U", [column("k", NUMERIC, "1")], [column("k", NUMERIC, "null")], ["k"])).record_id() == "1"
 
 
 def test_previous_record_id_is_the_old_key() -> None:
@@ -325,10 +336,17 @@ def test_unchanged_names_what_was_not_sent() -> None:
         (TIMESTAMPTZ, None, '"infinity"', True),
         (TIMESTAMPTZ, "null", '"2024-02-29 12:00:00+00"', True),
         (TIMESTAMPTZ, '"2024-02-28 12:00:00+00"', '"2024-02-29 12:00:00+00"', False),
-        (OWN_DOMAIN, None, '"f"', True),
-        (OWN_DOMAIN, None, '"t"', False),
-        (OWN_DOMAIN, None, '"2024-02-29"', True),
-        (-2, None, '"f"', True),  # an OID beyond 31 bits
+        (FLAG, None, '"f"', True),
+        (FLAG, None, '"t"', False),
+        (FLAG, '"f"', '"f"', False),
+        (DAY, None, '"2024-02-29"', True),
+        (DAY, None, '"-infinity"', True),
+        (HIGH - (1 << 32), None, '"f"', True),  # an OID beyond 31 bits, as the plugin prints it
+        (LABEL, None, '"f"', False),
+        (LABEL, None, '"2024-02-29"', False),
+        (MOOD, None, '"f"', False),
+        (MOOD, None, '"2024-02-29"', False),
+        (OWN_DOMAIN, None, '"f"', False),  # nobody knows (any more) of what type
         (INT4, None, "0", False),
         (INT4, None, '"1"', False),  # as newer plugins send it
         (TEXT, None, '"f"', False),

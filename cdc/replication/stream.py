@@ -164,7 +164,7 @@ class ReplicationStream:
             self.on_broken(error)
 
     async def close(self) -> None:
-        """Send the last status update and the end of the stream, and wait shortly for the server's answer."""
+        """Send the last status update and the end of the stream; where the server answers, the slot is free then."""
         if not self._closed.is_set():
             self.send_status()
             try:
@@ -183,6 +183,11 @@ class ReplicationStream:
             self._pg.put_copy_end()
             self._closed.set()
             self._pg.flush()
+        await self._until(self._is_copy_over)
+        await self._until(self._is_answered)  # the server frees the slot before it says that it is ready again
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        """Returns when what the server has sent makes `condition` true."""
         loop = asyncio.get_running_loop()
         while True:
             readable = loop.create_future()
@@ -190,14 +195,23 @@ class ReplicationStream:
             try:
                 with self._lock:
                     self._pg.consume_input()
-                    length = 1
-                    while length > 0:
-                        length, _ = self._pg.get_copy_data(1)
-                if length < 0:
-                    return
+                    if condition():
+                        return
                 await readable
             finally:
                 loop.remove_reader(self.socket)
+
+    def _is_copy_over(self) -> bool:
+        length = 1
+        while length > 0:
+            length, _ = self._pg.get_copy_data(1)
+        return length < 0
+
+    def _is_answered(self) -> bool:
+        while not self._pg.is_busy():
+            if self._pg.get_result() is None:
+                return True
+        return False
 
     def _hear(self, keepalive: PrimaryKeepalive) -> None:
         self.keepalive = keepalive

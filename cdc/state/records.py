@@ -200,7 +200,7 @@ class StateStore(Protocol):
         """Of a removed or paused callback: it shall get what was parked, then the live stream. Nothing of any other."""
 
     def mark_active(self, name: str) -> None:
-        """Forget the removal, if there was one."""
+        """Of a callback that is resuming: forget why. What was ordered since it began to resume stands."""
 
     def forget(self, name: str) -> None:
         """Drop all that is known of a callback that is not configured any more: record, dead letters, gaps."""

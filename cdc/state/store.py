@@ -129,7 +129,7 @@ class RowStore(ABC):
 
     def mark_active(self, name: str) -> None:
         with self._writing() as rows:
-            rows.execute("DELETE FROM removed WHERE callback = ?", [name])
+            rows.execute("DELETE FROM removed WHERE callback = ? AND state = ?", [name, CallbackState.RESUMING.value])
 
     def forget(self, name: str) -> None:
         with self._writing() as rows:

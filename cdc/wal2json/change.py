@@ -147,7 +147,7 @@ class Wal2JsonChange(msgspec.Struct, gc=False, eq=False):
         """See `cdc.messages.Change`."""
         old = {column.name: column for column in self._row("identity")}
         return any(
-            _means_deleted(column) and not (column.name in old and _means_deleted(old[column.name]))
+            self._means_deleted(column) and not (column.name in old and self._means_deleted(old[column.name]))
             for column in self._row("columns")
             if column.name in columns
         )
@@ -166,6 +166,19 @@ class Wal2JsonChange(msgspec.Struct, gc=False, eq=False):
         """What `DAMAGES` names unless the columns are such: of a row that the stream itself will read."""
         for part in _PARTS:
             self._row(part)
+
+    def _means_deleted(self, column: Column) -> bool:
+        """Of a soft delete column: boolean false, or a date or timestamp that is set. No other type means it."""
+        value = column.value
+        if isinstance(value, bool):
+            return not value
+        if not isinstance(value, str):
+            return False
+        if column.typeoid in _MOMENTS:
+            return True
+        if column.typeoid % (1 << 32) < _FIRST_OWN_OID or not (value == "f" or _MOMENT_TEXT.match(value)):
+            return False
+        return self._loader(column) is not as_is  # a domain; an enum or one over text may hold the same
 
     def _loader(self, column: Column) -> Loader:
         """For the stream itself, which can wait for a database that does not answer; a callback cannot."""
@@ -187,6 +200,8 @@ class Wal2JsonChange(msgspec.Struct, gc=False, eq=False):
             for column in key:
                 values.setdefault(column.name, column)
             if len(values) == len(names):
+                if any(column.value is None for column in values.values()):
+                    return None  # no key is NULL: a NaN or an infinity, which wal2json 2.5 does not tell apart
                 texts = [_key_part(values[name]) for name in names]
                 return str(texts[0]) if len(texts) == 1 else orjson.dumps(texts).decode()
         return None  # the replica identity is an index that lacks a column of the primary key
@@ -250,19 +265,6 @@ def _key_part(column: Column) -> str | int:
     if column.typeoid == _BYTEA:
         return f"\\x{value}"
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _means_deleted(column: Column) -> bool:
-    """Of a soft delete column: boolean false, or a date or timestamp that is set. No other type means it."""
-    value = column.value
-    if isinstance(value, bool):
-        return not value
-    if not isinstance(value, str):
-        return False
-    if column.typeoid in _MOMENTS:
-        return True
-    is_own_type = column.typeoid % (1 << 32) >= _FIRST_OWN_OID  # a domain, perhaps: those come as text
-    return is_own_type and (value == "f" or bool(_MOMENT_TEXT.match(value)))
 
 
 def _texts(value: Any) -> tuple[str, ...]:

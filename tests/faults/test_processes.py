@@ -11,11 +11,13 @@ from pathlib import Path
 from tests.conftest import Database
 from tests.faults.conftest import MakeScene
 from tests.faults.oracle import Tape
-from tests.faults.scene import HANDLERS
-from tests.running import child, server_lsn, slot_info, wait_until, walsender
+from tests.faults.scene import HANDLERS, Scene
+from tests.running import child, server_lsn, slot_info, wait_until
 
-REPLY_TIME = """SELECT reply_time FROM pg_stat_replication JOIN pg_replication_slots ON pid = active_pid
-    WHERE slot_name = %s"""
+REPLY_BEYOND = """SELECT reply_time FROM pg_stat_replication JOIN pg_replication_slots ON pid = active_pid
+    WHERE slot_name = %s AND write_lsn >= %s::text::pg_lsn"""
+
+ATTEMPTS = 5
 
 
 def test_a_walsender_terminated_at_any_moment_costs_nothing(make_scene: MakeScene) -> None:
@@ -39,20 +41,31 @@ def test_a_service_that_stood_still_too_long_connects_again(make_scene: MakeScen
     port = scene.http_port
     with scene.workload:
         scene.wait_for_events(60)
-        old = scene.wait_for_walsender()
-        # With so short a timeout, a machine that stands still costs a connection, too: what counts is one more.
-        streams, reconnects = len(scene.service.log("streaming")), metric(port, "cdc_reconnects_total")
-        scene.service.freeze()
+        reconnects = metric(port, "cdc_reconnects_total")
+        # With so short a timeout, a machine that stands still costs a connection, too. Once it is frozen that is over.
+        old = frozen_while_it_streams(scene)
+        streams = len(scene.service.log("streaming"))
         try:
             wait_until(lambda: scene.walsender() != old)
         finally:
             scene.service.thaw()
+        wait_until(lambda: metric(port, "cdc_reconnects_total") > reconnects)
         scene.service.wait_for_log("streaming", streams + 1)
         scene.wait_for_events(60)
-        assert metric(port, "cdc_reconnects_total") > reconnects
     scene.settle()
     assert scene.ordered.repeated == 0
     scene.stop()
+
+
+def frozen_while_it_streams(scene: Scene) -> int:
+    """Freeze the service at a moment when it has a walsender: the process id of that."""
+    for _ in range(ATTEMPTS):
+        scene.wait_for_walsender()
+        scene.service.freeze()
+        if (pid := scene.walsender()) is not None:
+            return pid
+        scene.service.thaw()
+    raise AssertionError(f"it does not stream:\n{scene.service.tail()}")
 
 
 def metric(port: int, name: str) -> float:
@@ -124,18 +137,15 @@ def test_a_transaction_that_only_a_keepalive_passed_is_delivered_after_a_crash(
         service.start()
         faulty_database.execute("INSERT INTO t VALUES (1)")
         commit = server_lsn(faulty_database)
-        cluster = faulty_database.cluster
-        with cluster.connect() as elsewhere:
-            elsewhere.execute("SELECT pg_logical_emit_message(false, 'x', repeat('y', 100000))")
+        with faulty_database.cluster.connect() as elsewhere:
+            # In a transaction, whose commit writes it out: otherwise it may lie in a buffer, and nothing has moved.
+            elsewhere.execute("SELECT pg_logical_emit_message(true, 'x', repeat('y', 100000))")
             beyond = server_lsn(faulty_database)
-            sent = f"SELECT sent_lsn >= '{beyond}' FROM pg_stat_replication WHERE pid = %s"
-            wait_until(lambda: elsewhere.execute(sent, [walsender(cluster, service.slot)]).fetchone() == (True,))
-            replies: set[datetime] = set()  # of whichever walsender: a machine that stands still may cost one
+            assert beyond > commit
+            replies: set[datetime] = set()  # to such a keepalive; a checkpoint has been due between two of them
 
             def replied_twice() -> bool:
-                row = elsewhere.execute(REPLY_TIME, [service.slot]).fetchone()
-                if row and row[0]:
-                    replies.add(row[0])
+                replies.update(time for (time,) in elsewhere.execute(REPLY_BEYOND, [service.slot, str(beyond)]))
                 return len(replies) > 2
 
             wait_until(replied_twice)
