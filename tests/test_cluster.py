@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from cdc.demo import cluster as cluster_module
+from cdc.demo import processes
 from cdc.demo.cluster import Cluster, ClusterError
 from cdc.demo.processes import children, free_port, is_alive, wait_until_gone
 from tests.conftest import Database, OwnCluster, drop_database
@@ -142,6 +143,15 @@ def test_start_takes_another_port_when_the_first_is_taken(cluster: Cluster, monk
 
     with Cluster() as second:
         assert second.port in offered[1:-1]
+
+
+def test_a_port_is_given_once_until_all_were_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two servers that are about to start, or one that is down for a moment, do not get in each other's way."""
+    ports = [free_port() for _ in range(8)]
+    monkeypatch.setattr(processes, "PORTS", ports)
+    monkeypatch.setattr(processes, "_given", set())
+    assert sorted(free_port() for _ in ports) == sorted(ports)
+    assert free_port() in ports
 
 
 def test_cluster_begins_with_the_files_of_its_template(own_cluster: OwnCluster, initdb: Cluster) -> None:

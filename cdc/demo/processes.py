@@ -18,12 +18,19 @@ __all__ = ["EXIT_SECONDS", "children", "free_port", "is_alive", "wait_until_gone
 EXIT_SECONDS = 10  # a killed process is gone at once, unless the disk holds it
 POLL_SECONDS = 0.01  # nobody can wait for a process that is not his child
 PORTS = range(20_000, 32_000)  # below the ephemeral ports: no outgoing connection takes ours in a restart
+_given: set[int] = set()
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now; another process may still be faster than you."""
+    """A TCP port of 127.0.0.1 that nobody listens on now; another process may still be faster than you.
+
+    None is given twice: somebody here may be about to listen on it, or to come back to it. Until all were given.
+    """
     while True:
-        port = random.choice(PORTS)
+        if not (left := [port for port in PORTS if port not in _given]):
+            _given.clear()
+        port = random.choice(left or PORTS)
+        _given.add(port)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as PostgreSQL does
             probe.bind(("127.0.0.1", port))
