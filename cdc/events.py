@@ -142,7 +142,7 @@ class FixedRow:
 
 
 class DatabaseEvent(msgspec.Struct, gc=False, eq=False):  # made in a third of the time of a slotted class
-    """One row change. Make one by hand with :meth:`of`; the stream makes its own.
+    """One row change, which all its callbacks share. Make one by hand with :meth:`of`; the stream makes its own.
 
     ``id`` rises by one per event and is the same again on redelivery, as is ``position``.
     """
