@@ -182,7 +182,7 @@ async def leave(world: World) -> None:
         await channel.queue_delete("examples")
         await channel.exchange_delete(RABBIT_EXCHANGE)
     link = await nats.connect(world.nats.url, allow_reconnect=False, connect_timeout=30)
-    await link.jetstream().delete_stream(NATS_STREAM)
+    await link.jetstream(timeout=30).delete_stream(NATS_STREAM)
     await link.close()
     with client(world) as cache:
         cache.flushdb()
@@ -263,7 +263,7 @@ async def subjects(world: World) -> dict[str, int]:
     """Subject → messages of the stream."""
     link = await nats.connect(world.nats.url, allow_reconnect=False, connect_timeout=30)
     try:
-        state = (await link.jetstream().stream_info(NATS_STREAM, subjects_filter=">")).state
+        state = (await link.jetstream(timeout=30).stream_info(NATS_STREAM, subjects_filter=">")).state
         return dict(state.subjects or {})
     finally:
         await link.close()
