@@ -208,7 +208,10 @@ class DatabaseEvent(msgspec.Struct, gc=False, eq=False):  # made in a third of t
 
     @property
     def payload(self) -> Mapping[str, PostgresValue]:
-        """Column name → value: the new row of a create or update, what is known of a deleted one."""
+        """Column name → value: the new row of a create or update, what is known of a deleted one.
+
+        One object for all callbacks and all attempts: copy it before you change it.
+        """
         payload = self._payload
         if payload is msgspec.UNSET:
             payload = self._payload = self.row.payload()
