@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from cdc.logs import clean
 from cdc.wording import told
 
-__all__ = ["HandlerOptions", "from_base", "options_model", "wrong_options"]
+__all__ = ["HandlerOptions", "from_base", "models_in", "options_model", "wrong_options"]
 
 _OPTION: Final = "wrong_option"  # type of the errors of `HandlerOptions.wrong_option`
 _LISTS: Final = frozenset({"list_type", "tuple_type"})
@@ -169,15 +169,16 @@ def _model_at(model: type[BaseModel], steps: Sequence[str | int]) -> type[BaseMo
         if isinstance(step, int):
             continue  # the list's annotation was looked through with its key
         field = model.model_fields.get(step)
-        inside = set() if field is None else set(_models_in(field.annotation))
+        inside = set() if field is None else set(models_in(field.annotation))
         if len(inside) != 1:
             return None
         (model,) = inside
     return model
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models that values of this annotation may hold, at any depth of lists, tables and unions."""
     if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):
-        yield from _models_in(argument)
+        yield from models_in(argument)

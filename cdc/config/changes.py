@@ -124,26 +124,20 @@ def _differing(one: Mapping[str, str], other: Mapping[str, str]) -> tuple[str, .
 
 def _settings(config: Config) -> dict[str, Any]:
     """``section.key`` → value, of everything but the handlers."""
-    found: dict[str, Any] = {}
-    for name in type(config).model_fields:
-        value = getattr(config, name)
-        if isinstance(value, Section):
-            found |= {f"{name}.{key}": getattr(value, key) for key in type(value).model_fields}
-        elif name != "handlers":
-            found[name] = value
-    return found
+    return _flat(config, "handlers")
 
 
 def _keys(handler: HandlerConfig) -> dict[str, Any]:
     """As they stand in the file: ``columns.mask``, ``options.url``."""
+    return _flat(handler, "name")
+
+
+def _flat(section: Section, without: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for name in type(handler).model_fields:
-        value = getattr(handler, name)
-        if isinstance(value, Section):
-            found |= {f"{name}.{key}": getattr(value, key) for key in type(value).model_fields}
-        elif name == "options":
-            found |= {f"options.{key}": item for key, item in value.items()}
-        elif name != "name":
+    for name, value in section:
+        if isinstance(value, Section | Mapping):
+            found |= {f"{name}.{key}": item for key, item in dict(value).items()}
+        elif name != without:
             found[name] = value
     return found
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from cdc.config.models import Config
+from cdc.options import models_in
 from tests.docs.tables import default_of, filled, type_of
 
 __all__ = ["PAGE", "page"]
@@ -32,13 +32,13 @@ def page() -> str:
 def _tables() -> str:
     parts = ["## At the top of the file, before any section\n", _table(_plain_fields(Config))]
     for name, field in Config.model_fields.items():
-        for model in _models(field.annotation):
+        for model in models_in(field.annotation):
             is_list = bool(get_args(field.annotation))
             parts.append(f"## `[[{name}]]`\n" if is_list else f"## `[{name}]`\n")
             parts.append(_told(model) + "\n")
             parts.append(_table(_fields(model)))
             for key, inner in model.model_fields.items():
-                for nested in _models(inner.annotation):
+                for nested in models_in(inner.annotation):
                     parts.append(f"### `{key}` of `[[{name}]]`\n")
                     parts.append(_told(nested) + "\n")
                     parts.append(_table(_fields(nested)))
@@ -54,7 +54,7 @@ def _told(model: type[BaseModel]) -> str:
 
 
 def _plain_fields(model: type[BaseModel]) -> list[tuple[str, FieldInfo, str]]:
-    return [item for item in _fields(model, skip_models=True) if not list(_models(item[1].annotation))]
+    return [item for item in _fields(model, skip_models=True) if not list(models_in(item[1].annotation))]
 
 
 def _fields(model: type[BaseModel], *, skip_models: bool = False) -> list[tuple[str, FieldInfo, str]]:
@@ -62,7 +62,7 @@ def _fields(model: type[BaseModel], *, skip_models: bool = False) -> list[tuple[
     meanings = _docstrings(model)
     found = []
     for name, field in model.model_fields.items():
-        if skip_models and list(_models(field.annotation)):
+        if skip_models and list(models_in(field.annotation)):
             continue
         meaning = field.description or meanings.get(name)
         if not meaning:
@@ -83,13 +83,6 @@ def _docstrings(model: type[BaseModel]) -> dict[str, str]:
             assert isinstance(below.value, ast.Constant)
             found[field.target.id] = " ".join(str(below.value.value).split())
     return found
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _models(argument)
 
 
 def _table(fields: list[tuple[str, FieldInfo, str]]) -> str:

@@ -26,20 +26,13 @@ from cdc.errors import ConfigError
 from cdc.loading import load_callback
 from tests.docs.blocks import Block
 from tests.docs.scenes import Scene
+from tests.docs.variables import values_for
 
 __all__ = ["RUNNERS", "run"]
 
 ROOT = Path(__file__).resolve().parents[2]
 STUB = '\n[source]\ndsn = "${CDC_DSN}"\n'
-VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)(:-[^}]*)?\}")
 FILE = re.compile(r"\$\{file:([^}]*)\}")
-# What a variable of an example may stand for, by the end of its name.
-VALUES = {
-    "_DSN": "postgresql://user@localhost/db",
-    "_URL": "https://example.com/x",
-    "_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
-    "": "word",
-}
 _EXPORT = re.compile(r"export (\w+)=(.*)")
 _SERVICE = re.compile(r"cdc run\b(?P<arguments>[^#&|]*)")
 _FOREIGN = re.compile(
@@ -121,10 +114,8 @@ def _toml(block: Block, text: str, scene: Scene) -> None:
 def _environment(text: str, scene: Scene) -> Iterator[None]:
     """A value for each variable of the text that has no default of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, default in VARIABLE.findall(text):
-            if not default:
-                value = next(value for end, value in VALUES.items() if name.endswith(end))
-                patch.setenv(name, scene.environment.get(name, value))
+        for name, value in values_for(text).items():
+            patch.setenv(name, scene.environment.get(name, value))
         yield
 
 

@@ -11,7 +11,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -103,30 +103,24 @@ class Scene:
     def command(self, script: str) -> subprocess.CompletedProcess[str]:
         """Run lines of shell; the first that fails ends them."""
         self._settle_port()
-        return subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", script],
-            cwd=self.folder,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_SECONDS,
-            check=False,
-        )
+        return self._run(["bash", "-euo", "pipefail", "-c", script])
 
     def sql(self, script: str) -> None:
         """Run it as psql does; AssertionError with what the server says."""
-        done = subprocess.run(
-            ["psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", "-"],
+        done = self._run(["psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", "-"], script)
+        assert done.returncode == 0, done.stderr
+
+    def _run(self, arguments: Sequence[str], words: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            arguments,
             cwd=self.folder,
             env=self.environment,
-            input=script,
+            input=words,
             capture_output=True,
             text=True,
             timeout=PATIENCE_SECONDS,
             check=False,
         )
-        assert done.returncode == 0, done.stderr
 
     def start(self, *arguments: str) -> None:
         """`cdc run`, until it streams."""

@@ -19,6 +19,8 @@ from pydantic import BaseModel, ByteSize, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from cdc.options import models_in
+
 __all__ = ["BEGIN", "END", "default_of", "filled", "options_table", "type_of"]
 
 BEGIN, END = "<!-- options:begin -->", "<!-- options:end -->"
@@ -56,16 +58,9 @@ def _table(model: type[BaseModel]) -> str:
 def _nested(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, type[BaseModel]]]:
     for name, field in model.model_fields.items():
         path = f"{prefix}{field.alias or name}"
-        for inner in _models(field.annotation):
+        for inner in models_in(field.annotation):
             yield path, inner
             yield from _nested(inner, f"{path}.")
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _models(argument)
 
 
 def type_of(annotation: Any, metadata: Sequence[Any] = ()) -> str:

@@ -6,7 +6,6 @@ That they work, at real servers: `test_examples.py`.
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from enum import Enum
@@ -25,18 +24,11 @@ from tests.conftest import Database
 from tests.docs.blocks import named_blocks as blocks
 from tests.docs.pages import PAGES, entries, model_of, page_of
 from tests.docs.tables import BEGIN, END, filled, options_table
+from tests.docs.variables import values_for
 
 WRITTEN = [entry for entry in entries() if find_spec(entry.module) is not None]
 ENTRIES = [entry for entry in WRITTEN if page_of(entry).exists()]
 STUB = '[source]\ndsn = "postgresql://cdc@localhost/db"\n'
-VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)(:-[^}]*)?\}")
-# What a variable of an example may stand for, by the end of its name.
-VALUES = {
-    "_DSN": "postgresql://user@localhost/db",
-    "_URL": "https://example.com/x",
-    "_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
-    "": "word",
-}
 
 each_page = pytest.mark.parametrize("entry", ENTRIES, ids=[entry.name for entry in ENTRIES])
 
@@ -50,9 +42,8 @@ def example(entry: EntryPoint) -> str:
 
 def config_of(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     """The configuration of an example, with a value for each of its variables."""
-    for name, default in VARIABLE.findall(text):
-        if not default:
-            monkeypatch.setenv(name, next(value for end, value in VALUES.items() if name.endswith(end)))
+    for name, value in values_for(text).items():
+        monkeypatch.setenv(name, value)
     file = folder / "cdc.toml"
     file.write_text(text if "[source]" in text else STUB + text)
     return load(file)

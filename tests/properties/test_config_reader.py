@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
-from datetime import date, time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,6 +27,7 @@ from cdc.config import (
 )
 from cdc.errors import ConfigError
 from tests.properties.profiles import examples
+from tests.toml import toml
 
 SECRET = "s3cr3t"
 ENVIRONMENT = {"A": "from A", "EMPTY": "", "NUMBER": "7", "DSN": f"postgresql://u:{SECRET}@h/db", "ODD": "${A}\n\udcff"}
@@ -57,21 +56,6 @@ VALID: dict[str, Any] = {
         {"callback": "console"},
     ],
 }  # fmt: skip
-
-
-def toml(value: Any) -> str:
-    """`value` in TOML, in one line."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, float):
-        return repr(value)
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{toml(key)} = {toml(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(toml, value)) + "]"
-    return value.isoformat() if isinstance(value, date | time) else str(value)
 
 
 def document(data: Mapping[str, Any]) -> str:

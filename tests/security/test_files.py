@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from cdc.demo.processes import free_port
 from cdc.testing import EventStream, write_events
 from tests.conftest import Database
 from tests.running import child, wait_until
+from tests.toml import toml
 
 OURS = {"child.log", "child.out"}  # written by the test
 
@@ -62,7 +62,7 @@ def test_service_writes_nothing_that_others_can_read(database: Database, tmp_pat
         lines = (tmp_path / "cdc.toml").read_text().split("[[handlers]]")[0].splitlines()
         for name, callback in names.items():
             lines += ["[[handlers]]", f'name = "{name}"', f'callback = "{callback}"', "max_attempts = 1"]
-            lines += [f"options = {_toml(options[name])}"]
+            lines += [f"options = {toml(options[name])}"]
         (tmp_path / "cdc.toml").write_text("\n".join(lines) + "\n")
         before = {path.name for path in tmp_path.iterdir()} | OURS
         service.start()
@@ -84,15 +84,6 @@ def test_service_writes_nothing_that_others_can_read(database: Database, tmp_pat
     assert while_running == set()
     assert readable_by_others(tmp_path) - before == set()
     assert {path.name for path in tmp_path.iterdir()} > {"events", "index", "journal", "state.db", "state.db.lock"}
-
-
-def _toml(value: object) -> str:
-    """A value of a configuration on one line."""
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_toml, value))}]"
-    return json.dumps(value)
 
 
 def test_recorded_stream_is_private(tmp_path: Path, no_umask: None) -> None:

@@ -22,6 +22,7 @@ from psycopg.conninfo import make_conninfo
 from cdc.demo.processes import children, free_port
 from tests.conftest import Database
 from tests.running import ROOT, Child, child, wait_until, walsender
+from tests.toml import toml
 
 WAYS = ("keywords", "environment", "file", "passfile", "PGPASSWORD")
 ODD = "p@s/:%'\"\\ "  # in front of each password: whoever only thinks of plain letters shows the rest
@@ -155,18 +156,10 @@ def write(service: Child, dsn: str, described: dict[str, dict[str, Any]]) -> Non
     lines += ["[signal]", "drain_timeout_seconds = 2"]
     for name, handler in described.items():
         lines += ["[[handlers]]", f'name = "{name}"', f'callback = "{handler["callback"]}"', "max_attempts = 1"]
-        lines += [f"options = {_toml(handler['options'])}"]
+        lines += [f"options = {toml(handler['options'])}"]
     file = service.folder / "cdc.toml"
     file.touch(mode=0o600)
     file.write_text("\n".join(lines) + "\n")
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + " }"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_toml, value))}]"
-    return json.dumps(value)
 
 
 def served(port: int) -> Iterator[tuple[str, bytes]]:
